@@ -1,0 +1,54 @@
+"""The records that flow between rooms: Observation -> ActionChunk -> Command."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and feels at one moment.
+
+    Attributes:
+        images: RGB uint8 [H, W, 3] by camera name; sizes may differ between cameras.
+        state: float32 [D], one entry per joint of the robot, in its units ([rad], gripper 0 closed .. 1 open).
+        prompt: the instruction in plain words.
+        stamp_s: when it was taken, on the clock of whoever took it [s].
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    prompt: str
+    stamp_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Commands for the next H control steps, predicted from one observation.
+
+    Attributes:
+        actions: float32 [H, D], absolute joint targets in the robot's units.
+        start_s: when ``actions[0]`` is due, on the observation's clock [s].
+        dt_s: time between two actions [s].
+        timing_ms: what computing it cost [ms], by stage: ``preprocess``, ``prefix``, ``denoise``.
+    """
+
+    actions: NDArray[np.float32]
+    start_s: float
+    dt_s: float
+    timing_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def horizon(self) -> int:
+        """Number of actions H."""
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One joint command, due at ``stamp_s`` [s]: positions float32 [D] in the robot's units."""
+
+    positions: NDArray[np.float32]
+    stamp_s: float
