@@ -95,7 +95,7 @@ def test_a_prompt_that_is_not_text_is_refused(tokenizer: Tokenizer) -> None:
 
 def test_an_overlong_prompt_is_refused_not_cut(tokenizer: Tokenizer) -> None:
     with pytest.raises(ObservationError, match=r"takes 43 tokens; expected at most 12"):
-        tokenizer.encode_pi0("block" + " block" * 40)
+        tokenizer.encode_pi0("stack" + " block" * 40)
     with pytest.raises(ObservationError, match="expected at most 12"):
         tokenizer.encode_pi05("touch the red block", np.zeros(7, np.float32))
 
