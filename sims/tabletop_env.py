@@ -1,0 +1,139 @@
+"""The tasks as Gymnasium environments: three camera images, joint state and an instruction in, joint targets out."""
+
+import string
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from pi0_control.errors import ConfigError
+from pi0_control.robot import RobotSpec
+from sims.rendering import CameraRenderer, open_viewer
+from sims.tasks import Goal, get_task
+from sims.world import TabletopWorld
+
+IMAGE_SIZE = 224
+PROMPT_LENGTH = 96
+RENDER_SHAPE = (480, 640)
+WRONG_LIFT_M = 0.05
+
+
+class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
+    """One task on the table.
+
+    Observation: ``images`` (uint8 [224, 224, 3] by camera), ``state`` (float32 [7]: six joints [rad], gripper
+    opening 0..1) and ``prompt`` (the instruction). Action: float32 [7], joint targets in the same units, followed at
+    the robot's velocity limits for one control period (20 Hz). The reward is 1 on success, which ends the episode.
+    ``info`` carries ``is_success``, ``wrong_object`` (the gripper took or, in Reach, touched an unnamed block),
+    ``target_block``, and ``time_s``, the simulated time since reset.
+
+    Args:
+        task: one of :data:`sims.tasks.TASKS`.
+        render_mode: ``rgb_array`` (480x640 with shadows) or ``human`` (MuJoCo's viewer), for people.
+        robot: the bundled arm where None.
+
+    ``reset`` takes ``options={"goal": Goal}`` to ask for one goal in a seeded scene.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 20}  # noqa: RUF012  Gymnasium's own form
+
+    def __init__(self, task: str = "Reach", render_mode: str | None = None, robot: RobotSpec | None = None) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ConfigError(f"render_mode {render_mode!r} is not one of {self.metadata['render_modes']}.")
+        self.task = get_task(task)
+        self.render_mode = render_mode
+        self.robot = robot or RobotSpec.from_yaml("arm6")
+        self.world = TabletopWorld(self.robot)
+        image = gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        joints = gym.spaces.Box(self.robot.lower, self.robot.upper, dtype=np.float32)
+        margin = np.float32(0.1)  # measured positions overshoot the commanded range a little
+        self.observation_space = gym.spaces.Dict(
+            {
+                "images": gym.spaces.Dict(dict.fromkeys(self.robot.cameras, image)),
+                "state": gym.spaces.Box(self.robot.lower - margin, self.robot.upper + margin, dtype=np.float32),
+                "prompt": gym.spaces.Text(PROMPT_LENGTH, charset=string.ascii_letters + string.digits + " .,'-"),
+            }
+        )
+        self.action_space = joints
+        self.goal: Goal | None = None
+        self._cameras: CameraRenderer | None = None  # made when first needed, in the process and thread that renders
+        self._pretty: CameraRenderer | None = None
+        self._viewer: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A new scene, goal and start pose drawn from ``seed``."""
+        super().reset(seed=seed)
+        self.world.reset(self.np_random)
+        goal = self.task.sample_goal(self.np_random, self.world.blocks)
+        self.goal = (options or {}).get("goal", goal)
+        self._held_steps = 0
+        self._wrong_object = False
+        self._show()
+        return self.observe(), self._info(is_success=False)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Drive towards ``action`` for one control period."""
+        if self.goal is None:
+            raise gym.error.ResetNeeded("Call reset() before step().")
+        action = np.asarray(action, np.float32)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ConfigError(f"Action {action} is not {len(self.robot.joints)} finite joint targets.")
+        self.world.drive(action)
+        self._wrong_object |= self._takes_wrong_object()
+        done = self.task.is_done(self.world, self.goal)
+        self._held_steps = self._held_steps + 1 if done else 0
+        touched_wrong = self._wrong_object and self.task.name == "Reach"
+        success = self._held_steps >= self.task.hold_steps and not touched_wrong
+        self._show()
+        return self.observe(), float(success), success or touched_wrong, False, self._info(is_success=success)
+
+    def observe(self) -> dict[str, Any]:
+        """The observation of this moment."""
+        assert self.goal is not None
+        if self._cameras is None:
+            self._cameras = CameraRenderer(self.world.model, IMAGE_SIZE, IMAGE_SIZE)
+        images = {name: self._cameras.render(self.world.data, name) for name in self.robot.cameras}
+        return {"images": images, "state": self.world.state, "prompt": self.goal.prompt}
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The scene as a person would look at it, uint8 [480, 640, 3]; None unless ``render_mode="rgb_array"``."""
+        return self.render_camera("scene") if self.render_mode == "rgb_array" else None
+
+    def render_camera(self, camera: str) -> NDArray[np.uint8]:
+        """What any camera of the scene sees, in the quality made for people, uint8 [480, 640, 3]."""
+        if self._pretty is None:
+            self._pretty = CameraRenderer(self.world.model, *RENDER_SHAPE, pretty=True)
+        return self._pretty.render(self.world.data, camera)
+
+    def close(self) -> None:
+        """Free renderers and the viewer."""
+        for resource in (self._cameras, self._pretty, self._viewer):
+            if resource is not None:
+                resource.close()
+        self._cameras = self._pretty = self._viewer = None
+
+    def _takes_wrong_object(self) -> bool:
+        assert self.goal is not None
+        if self.task.name == "Reach":
+            return bool(self.world.touched_blocks() - {self.goal.block})
+        others = [block for block in self.world.blocks if block != self.goal.block]
+        return any(self.world.is_grasped(b) and self.world.block_position(b)[2] > WRONG_LIFT_M for b in others)
+
+    def _info(self, *, is_success: bool) -> dict[str, Any]:
+        assert self.goal is not None
+        return {
+            "is_success": is_success,
+            "wrong_object": self._wrong_object,
+            "target_block": self.goal.block,
+            "time_s": self.world.time_s,
+        }
+
+    def _show(self) -> None:
+        if self.render_mode != "human":
+            return
+        if self._viewer is None:
+            self._viewer = open_viewer(self.world.model, self.world.data, "scene")
+        self._viewer.sync()

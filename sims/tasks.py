@@ -1,0 +1,139 @@
+"""The four tasks: how each is worded, how long it may take, and when it is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pi0_control.errors import ConfigError
+from sims.scene import BLOCK_HALF_M
+from sims.world import TabletopWorld
+
+LIFT_HEIGHT_M = 0.10
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What one episode asks for: ``block`` is to be moved (``onto`` another one, for Stack), told as ``prompt``."""
+
+    block: str
+    onto: str | None
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of goal.
+
+    Attributes:
+        name: as in ``pi0_control/<name>-v0``.
+        wordings: ways to say it, with ``{block}`` and ``{onto}`` for colours.
+        max_episode_steps: control periods before the episode is cut off.
+        hold_steps: control periods in a row that ``is_done`` must hold to count as success.
+        is_done: whether the goal holds in the world now.
+    """
+
+    name: str
+    wordings: tuple[str, ...]
+    max_episode_steps: int
+    hold_steps: int
+    is_done: Callable[[TabletopWorld, Goal], bool]
+
+    @property
+    def env_id(self) -> str:
+        """Name under which Gymnasium knows the task."""
+        return f"pi0_control/{self.name}-v0"
+
+    def sample_goal(self, rng: np.random.Generator, blocks: tuple[str, ...]) -> Goal:
+        """A random goal among the ``blocks`` in a random wording."""
+        block, other = rng.choice(blocks, 2, replace=False).tolist()
+        return self.goal(block, other, self.wordings[rng.integers(len(self.wordings))])
+
+    def goal(self, block: str, onto: str, wording: str) -> Goal:
+        """The goal that ``wording`` names with these colours; ``onto`` matters only where the wording has it."""
+        stacks = "{onto}" in wording
+        return Goal(block, onto if stacks else None, wording.format(block=block, onto=onto))
+
+
+def _is_touched(world: TabletopWorld, goal: Goal) -> bool:
+    return goal.block in world.touched_blocks()
+
+
+def _is_lifted(world: TabletopWorld, goal: Goal) -> bool:
+    return world.is_grasped(goal.block) and bool(world.block_position(goal.block)[2] > LIFT_HEIGHT_M)
+
+
+def _is_in_tray(world: TabletopWorld, goal: Goal) -> bool:
+    return world.is_in_tray(goal.block) and _is_released(world, goal.block)
+
+
+def _is_stacked(world: TabletopWorld, goal: Goal) -> bool:
+    assert goal.onto is not None, "a Stack goal always names a second block"
+    offset = world.block_position(goal.block) - world.block_position(goal.onto)
+    level = abs(offset[2] - 2 * BLOCK_HALF_M) < 0.3 * BLOCK_HALF_M
+    return bool(level and world.is_resting_on(goal.block, goal.onto) and _is_released(world, goal.block))
+
+
+def _is_released(world: TabletopWorld, block: str) -> bool:
+    return block not in world.touched_blocks() and world.block_speed(block) < 0.05
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "Reach",
+            (
+                "touch the {block} block",
+                "tap the {block} cube",
+                "reach for the {block} block",
+                "move to the {block} cube",
+            ),
+            max_episode_steps=120,
+            hold_steps=1,
+            is_done=_is_touched,
+        ),
+        Task(
+            "Lift",
+            ("pick up the {block} block", "lift the {block} cube", "grab the {block} block", "raise the {block} cube"),
+            max_episode_steps=200,
+            hold_steps=5,
+            is_done=_is_lifted,
+        ),
+        Task(
+            "PickPlace",
+            (
+                "put the {block} block in the tray",
+                "place the {block} cube into the tray",
+                "drop the {block} block in the tray",
+                "move the {block} cube to the tray",
+            ),
+            max_episode_steps=300,
+            hold_steps=5,
+            is_done=_is_in_tray,
+        ),
+        Task(
+            "Stack",
+            (
+                "stack the {block} block on the {onto} block",
+                "put the {block} cube on the {onto} cube",
+                "place the {block} block on top of the {onto} block",
+                "set the {block} cube on the {onto} block",
+            ),
+            max_episode_steps=300,
+            hold_steps=5,
+            is_done=_is_stacked,
+        ),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"No task {name!r}; the tasks are {', '.join(TASKS)}.")
+    return TASKS[name]
