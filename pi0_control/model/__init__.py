@@ -1,0 +1,17 @@
+"""The model: shapes only, no robot. Images, tokens and state in; a chunk of actions in model space out."""
+
+from pi0_control.model.config import Pi0Config, SiglipConfig
+from pi0_control.model.pi0 import ModelInputs, Pi0, sample_time
+from pi0_control.model.prefix_cache import PrefixCache
+from pi0_control.model.sampler import sample_actions, sample_noise
+
+__all__ = [
+    "ModelInputs",
+    "Pi0",
+    "Pi0Config",
+    "PrefixCache",
+    "SiglipConfig",
+    "sample_actions",
+    "sample_noise",
+    "sample_time",
+]

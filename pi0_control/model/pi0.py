@@ -1,0 +1,331 @@
+"""π0 and π0.5: images, text and state -> a chunk of actions, by flow matching.
+
+Two experts, the prefix (images and text) and the suffix (state and actions), share the attention of every layer. The
+time of the flow runs from 1 (noise) to 0 (data): ``x_t = t * noise + (1 - t) * actions`` and the model predicts
+``noise - actions``. Source: openpi's reading of "π0: A Vision-Language-Action Flow Model for General Robot Control".
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pi0_control.errors import ObservationError
+from pi0_control.model.attention import (
+    Attention,
+    apply_rope,
+    attention_mask,
+    positions_of,
+    rope_table,
+    suffix_mask,
+    with_self,
+)
+from pi0_control.model.config import Pi0Config, SiglipConfig
+from pi0_control.model.gemma import GemmaLayer, RMSNorm, make_norm
+from pi0_control.model.prefix_cache import PrefixCache
+from pi0_control.model.siglip import Siglip
+
+__all__ = ["ModelInputs", "Pi0", "Pi0Config", "SiglipConfig", "sample_time", "time_sincos"]
+
+MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding
+Rope = tuple[Tensor, Tensor]
+
+
+@dataclass
+class ModelInputs:
+    """The tensors of one batch, in model space.
+
+    Attributes:
+        images: float32 [B, cameras, 3, S, S] in [-1, 1].
+        image_masks: bool [B, cameras], False where a camera is missing.
+        tokens: int64 [B, T].
+        token_mask: bool [B, T], False for padding.
+        state: float32 [B, action_dim], normalised and padded with zeros.
+    """
+
+    images: Tensor
+    image_masks: Tensor
+    tokens: Tensor
+    token_mask: Tensor
+    state: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows B."""
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelInputs":
+        """The same batch on another device; ``dtype`` applies to images and state only."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        if dtype is not None:
+            moved["images"], moved["state"] = moved["images"].to(dtype), moved["state"].to(dtype)
+        return ModelInputs(**moved)
+
+
+def time_sincos(time: Tensor, width: int) -> Tensor:
+    """Sine then cosine of the time at geometric periods from 4e-3 to 4, float32 [B, width] for time [B].
+
+    Computed in float64 where the device has it: the arguments reach 1571.
+    """
+    precise = torch.float32 if time.device.type == "mps" else torch.float64
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=precise, device=time.device)
+    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
+    angle = time.to(precise)[:, None] * (2 * math.pi / period)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+
+def sample_time(batch: int, generator: torch.Generator | None = None, device: str | torch.device = "cpu") -> Tensor:
+    """Training times, float32 [batch] in (0, 1]: Beta(1.5, 1) * 0.999 + 0.001, mostly near the noise."""
+    uniform = torch.rand(batch, generator=generator, device=device)
+    return uniform ** (1 / 1.5) * 0.999 + 0.001  # the inverse of Beta(1.5, 1)'s distribution function x^1.5
+
+
+class SinCosTime(nn.Module):
+    """The public time embedding; no parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Time [B] -> float32 [B, width]."""
+        return time_sincos(time, self.width)
+
+
+class RandomFourierTime(nn.Module):
+    """``cos(2π (w t + b))`` with frozen random w and b, which are saved with the weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.rand(width) * 2 - 1)
+        self.register_buffer("bias", torch.rand(width) * 2 - 1)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Time [B] -> float32 [B, width]."""
+        weight, bias = self.get_buffer("weight").float(), self.get_buffer("bias").float()
+        return torch.cos(2 * math.pi * (time.float()[:, None] * weight + bias))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(x.to(layer.weight.dtype))
+
+
+class Pi0(nn.Module):
+    """The policy network.
+
+    ``velocity`` is the plain reading: prefix and suffix in one forward. ``encode_prefix`` followed by any number of
+    ``denoise_step`` computes the same numbers with the prefix encoded once.
+    """
+
+    def __init__(self, config: Pi0Config) -> None:
+        super().__init__()
+        self.config = config
+        width, action_width = config.prefix_width, config.action_width
+        self.vision = Siglip(config.vision, width, config.attn_backend)
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        prefix_layers = nn.ModuleList(GemmaLayer(config, suffix=False) for _ in range(config.depth))
+        suffix_layers = nn.ModuleList(GemmaLayer(config, suffix=True, first=i == 0) for i in range(config.depth))
+        self.prefix_layers = cast("list[GemmaLayer]", prefix_layers)
+        self.suffix_layers = cast("list[GemmaLayer]", suffix_layers)
+        self.prefix_norm, self.suffix_norm = RMSNorm(width), make_norm(config.ada_norm, action_width)
+        self.action_in_proj = nn.Linear(config.action_dim, action_width)
+        self.action_out_proj = nn.Linear(action_width, config.action_dim)
+        if config.state_input == "token":
+            self.state_proj = nn.Linear(config.action_dim, action_width)
+        if config.ada_norm == "none":
+            self.action_time_mlp_in = nn.Linear(2 * action_width, action_width)
+            self.action_time_mlp_out = nn.Linear(action_width, action_width)
+        else:
+            self.time_mlp_in = nn.Linear(action_width, action_width)
+            self.time_mlp_out = nn.Linear(action_width, action_width)
+        self.time_embed = (SinCosTime if config.time_embed == "sincos" else RandomFourierTime)(action_width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the experts' matrices, in which the residual streams run."""
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    def cast(self, dtype: torch.dtype) -> "Pi0":
+        """Cast the bulk of the weights in place; norms, stem, positions and the action projections stay float32.
+
+        More exact than ``to(dtype)`` at nearly the same size and speed.
+        """
+        self.float()
+        for module in (self.vision.blocks, self.vision.norm, self.vision.head, self.embedding):
+            module.to(dtype)
+        for layer in (*self.prefix_layers, *self.suffix_layers):
+            for name in ("qkv", "out", "gate_up", "down", "value_mix"):
+                if hasattr(layer, name):
+                    getattr(layer, name).to(dtype)
+        return self
+
+    def embed_prefix(self, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (all cameras in one call of the encoder) and text as tokens.
+
+        Returns:
+            tokens [B, S, prefix_width], valid bool [B, S], ar int64 [S] (all zero: everybody sees everybody).
+
+        Raises:
+            ObservationError: the images do not have the shape of the config.
+        """
+        self._check_images(inputs.images)
+        image_tokens = self.vision(inputs.images.flatten(0, 1)).unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
+        text_tokens = self.embedding(inputs.tokens) * math.sqrt(self.config.prefix_width)
+        image_valid = inputs.image_masks.repeat_interleave(self.config.vision.num_tokens, dim=1)
+        tokens = torch.cat([image_tokens, text_tokens.to(image_tokens.dtype)], dim=1)
+        valid = torch.cat([image_valid, inputs.token_mask], dim=1)
+        return tokens, valid, torch.zeros(valid.shape[1], dtype=torch.long, device=valid.device)
+
+    def embed_suffix(self, state: Tensor, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """State (if it is a token) and noisy actions as tokens.
+
+        Args:
+            state: [B, action_dim].
+            x_t: [B, horizon, action_dim].
+            time: [B], 1 noise .. 0 data.
+
+        Returns:
+            tokens [B, T, action_width], valid bool [B, T], ar int64 [T], time conditioning [B, action_width] or None.
+        """
+        embedded = self.time_embed(time)
+        actions = _linear(self.action_in_proj, x_t)
+        cond = None
+        if self.config.ada_norm == "none":
+            per_action = embedded[:, None].expand(-1, actions.shape[1], -1).to(actions.dtype)
+            hidden = F.silu(_linear(self.action_time_mlp_in, torch.cat([actions, per_action], dim=-1)))
+            actions = _linear(self.action_time_mlp_out, hidden)
+        else:
+            cond = F.silu(_linear(self.time_mlp_out, F.silu(_linear(self.time_mlp_in, embedded))))
+        if self.config.state_input == "token":
+            actions = torch.cat([_linear(self.state_proj, state)[:, None], actions], dim=1)
+        valid = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        return actions, valid, self.suffix_ar(), cond
+
+    def suffix_ar(self) -> Tensor:
+        """Block starts of the suffix, int64 [T]: the state is a block of its own, then all actions are one."""
+        ar = torch.zeros(self.config.suffix_len, dtype=torch.long, device=self.device)
+        ar[: 2 if self.config.state_input == "token" else 1] = 1
+        return ar
+
+    def encode_prefix(self, inputs: ModelInputs, with_hidden: bool = True) -> PrefixCache:
+        """Run the prefix once; differentiable.
+
+        Args:
+            inputs: the batch; its state is not used.
+            with_hidden: also compute ``cache.hidden``; without it the last layer stops at its keys and values.
+        """
+        x, valid, ar = self.embed_prefix(inputs)
+        attention = self._attention(with_self(attention_mask(valid, ar)))
+        rope = rope_table(positions_of(valid), self.config.head_dim)
+        x = x.to(self.dtype)
+        keys, values = [], []
+        for index, layer in enumerate(self.prefix_layers):
+            q, k, v, gate = layer.queries_keys_values(x, None, None)
+            keys.append(apply_rope(k, rope))
+            values.append(v)
+            if with_hidden or index + 1 < self.config.depth:
+                x = layer.finish(x, attention(apply_rope(q, rope), keys[-1], v), gate, None)
+        hidden = self.prefix_norm(x)[0] if with_hidden else None
+        return PrefixCache(torch.stack(keys), torch.stack(values), valid, hidden)
+
+    def suffix_context(self, cache: PrefixCache) -> tuple[Attention, Rope]:
+        """Attention and rotary angles of the suffix behind this prefix; the same for every denoising step."""
+        ar = self.suffix_ar()
+        attention = self._attention(suffix_mask(cache.valid, ar))
+        start = cache.valid.sum(dim=1, keepdim=True)
+        positions = start + torch.arange(ar.shape[0], device=start.device)
+        return attention, rope_table(positions, self.config.head_dim)
+
+    def denoise_step(
+        self,
+        state: Tensor,
+        cache: PrefixCache,
+        x_t: Tensor,
+        time: Tensor,
+        context: tuple[Attention, Rope] | None = None,
+    ) -> Tensor:
+        """Velocity at (x_t, time) against an encoded prefix; differentiable unless the cache is a StaticCache.
+
+        Args:
+            state: [B, action_dim].
+            cache: from :meth:`encode_prefix`, with B rows.
+            x_t: [B, horizon, action_dim].
+            time: [B], 1 noise .. 0 data.
+            context: from :meth:`suffix_context`, to compute it once for many steps.
+
+        Returns:
+            float32 [B, horizon, action_dim], an estimate of ``noise - actions``.
+        """
+        attention, rope = self.suffix_context(cache) if context is None else context
+        x, _, _, cond = self.embed_suffix(state, x_t, time)
+        x = x.to(self.dtype)
+        first_values: Tensor | None = None
+        for index, layer in enumerate(self.suffix_layers):
+            q, k, v, gate = layer.queries_keys_values(x, cond, first_values)
+            first_values = v if first_values is None else first_values
+            keys, values = cache.extend(index, apply_rope(k, rope), v)
+            x = layer.finish(x, attention(apply_rope(q, rope), keys, values), gate, cond)
+        return self._read_out(x, cond)
+
+    def velocity(self, inputs: ModelInputs, x_t: Tensor, time: Tensor) -> Tensor:
+        """The same as :meth:`denoise_step` in one joint forward without a cache: the reference to test against."""
+        prefix, prefix_valid, prefix_ar = self.embed_prefix(inputs)
+        suffix, suffix_valid, suffix_ar, cond = self.embed_suffix(inputs.state, x_t, time)
+        valid = torch.cat([prefix_valid, suffix_valid], dim=1)
+        attention = self._attention(with_self(attention_mask(valid, torch.cat([prefix_ar, suffix_ar]))))
+        rope = rope_table(positions_of(valid), self.config.head_dim)
+        prefix, suffix = prefix.to(self.dtype), suffix.to(self.dtype)
+        lengths = [prefix.shape[1], suffix.shape[1]]
+        first_values: Tensor | None = None
+        for prefix_layer, suffix_layer in zip(self.prefix_layers, self.suffix_layers, strict=True):
+            *prefix_qkv, prefix_gate = prefix_layer.queries_keys_values(prefix, None, None)
+            *suffix_qkv, suffix_gate = suffix_layer.queries_keys_values(suffix, cond, first_values)
+            first_values = suffix_qkv[2] if first_values is None else first_values
+            q, k, v = (torch.cat(pair, dim=1) for pair in zip(prefix_qkv, suffix_qkv, strict=True))
+            attended = attention(apply_rope(q, rope), apply_rope(k, rope), v)
+            prefix_attended, suffix_attended = attended.split(lengths, dim=1)
+            prefix = prefix_layer.finish(prefix, prefix_attended, prefix_gate, None)
+            suffix = suffix_layer.finish(suffix, suffix_attended, suffix_gate, cond)
+        return self._read_out(suffix, cond)
+
+    def loss(self, inputs: ModelInputs, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Squared error of the predicted velocity, not reduced.
+
+        Args:
+            inputs: the batch.
+            actions: normalised targets [B, horizon, action_dim].
+            noise: standard normal, same shape.
+            time: [B], see :func:`sample_time`.
+
+        Returns:
+            float32 [B, horizon, action_dim]; its mean is the training loss.
+        """
+        t = time[:, None, None]
+        x_t = t * noise + (1 - t) * actions
+        velocity = self.denoise_step(inputs.state, self.encode_prefix(inputs, with_hidden=False), x_t, time)
+        return (velocity - (noise - actions)).square()
+
+    def _attention(self, mask: Tensor) -> Attention:
+        return Attention(mask, self.config.attn_backend, self.config.attn_softcap)
+
+    def _read_out(self, suffix: Tensor, cond: Tensor | None) -> Tensor:
+        hidden, _ = self.suffix_norm(suffix, cond)  # adarms' last gate is not used
+        return _linear(self.action_out_proj, hidden[:, -self.config.action_horizon :]).float()
+
+    def _check_images(self, images: Tensor) -> None:
+        size = self.config.vision.image_size
+        expected = (self.config.num_cameras, 3, size, size)
+        if images.dim() != 5 or tuple(images.shape[1:]) != expected:
+            raise ObservationError(
+                f"Images have shape {list(images.shape)}; expected [batch, cameras, 3, height, width] with "
+                f"{list(expected)} after the batch."
+            )

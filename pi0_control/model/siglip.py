@@ -1,0 +1,66 @@
+"""SigLIP: image -> tokens. A patch (or convolutional) stem, learned positions, pre-LayerNorm blocks, a linear head."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pi0_control.model.attention import Attention, Backend
+from pi0_control.model.config import SiglipConfig
+
+LAYER_NORM_EPS = 1e-6
+
+
+def conv_stem(config: SiglipConfig) -> nn.Sequential:
+    """Stride-2 convolutions through ``stem_channels``, each with GroupNorm and SiLU, then a 2x2 one to ``width``."""
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(pairwise((3, *config.stem_channels))):
+        kernel = 5 if index == 0 else 3
+        layers += [nn.Conv2d(before, after, kernel, stride=2, padding=kernel // 2), nn.GroupNorm(8, after), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Conv2d(config.stem_channels[-1], config.width, 2, stride=2))
+
+
+class SiglipBlock(nn.Module):
+    """Pre-norm transformer block with biases, full attention and a GELU MLP."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.norm1 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm2 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.fc1 = nn.Linear(config.width, config.mlp_dim)
+        self.fc2 = nn.Linear(config.mlp_dim, config.width)
+
+    def forward(self, x: Tensor, attention: Attention) -> Tensor:
+        """x [B, tokens, width] -> the same shape."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        x = x + self.out(attention(q, k, v))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+
+
+class Siglip(nn.Module):
+    """The image encoder with its projection to the width of the prefix."""
+
+    def __init__(self, config: SiglipConfig, out_width: int, backend: Backend = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.attention = Attention(None, "eager" if backend == "eager" else "sdpa")  # nothing to mask for flex
+        if config.stem == "conv":
+            self.stem: nn.Module = conv_stem(config)
+        else:
+            self.stem = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.position = nn.Parameter(torch.randn(config.num_tokens, config.width) * config.width**-0.5)
+        self.blocks = nn.ModuleList(SiglipBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(config.width, out_width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled."""
+        x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
+        x = (x + self.position).to(self.head.weight.dtype)
+        for block in self.blocks:
+            x = block(x, self.attention)
+        return self.head(self.norm(x))
