@@ -1,0 +1,106 @@
+"""Decoded images of a dataset in one memory-mapped file, at the size the model takes."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pi0_control.errors import DatasetError
+from pi0_control.policy.images import resize_with_pad
+from pi0_control.train import layout
+from pi0_control.train.dataset import Dataset, Episode
+from pi0_control.train.video import read_video
+
+_VERSION = 1  # raise when the same videos would be decoded or resized to other pixels
+
+
+def decode_images(
+    dataset: Dataset, cameras: Sequence[str], size: int, cache_dir: str | Path, threads: int | None = None
+) -> NDArray[np.uint8]:
+    """All frames of some cameras, resized with padding as the policy will see them.
+
+    They are decoded once and kept in ``cache_dir`` under a name made from the dataset's files, the cameras and the
+    size, so a changed dataset is decoded anew.
+
+    Args:
+        dataset: N frames.
+        cameras: which cameras, in the order wanted.
+        size: side of the images in pixels.
+        cache_dir: folder for the file, made if needed.
+        threads: videos decoded at the same time; by default one per core.
+
+    Returns:
+        uint8 [N, cameras, size, size, 3], read-only, mapped from the file.
+
+    Raises:
+        DatasetError: a camera the dataset does not have, or a video that is missing, broken or too short.
+    """
+    unknown = [camera for camera in cameras if camera not in dataset.cameras]
+    if unknown:
+        raise DatasetError(f"The dataset has no camera {unknown[0]!r}; it has {list(dataset.cameras)}.")
+    path = Path(cache_dir) / f"images-{size}px-{fingerprint(dataset, cameras, size)}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _build(dataset, cameras, size, path, threads or os.cpu_count() or 1)
+    return np.load(path, mmap_mode="r")
+
+
+def fingerprint(dataset: Dataset, cameras: Sequence[str], size: int) -> str:
+    """Sixteen hex digits that change with the frames, their order, the cameras, the size or any video file."""
+    digest = hashlib.sha256(repr((_VERSION, tuple(cameras), size)).encode())
+    for episode in dataset.episodes:
+        for camera in cameras:
+            span = episode.videos[camera]
+            stat = span.path.stat() if span.path.exists() else None
+            version = (stat.st_size, stat.st_mtime_ns) if stat else None
+            digest.update(repr((str(span.path.absolute()), version, span.from_s, episode.length)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _build(dataset: Dataset, cameras: Sequence[str], size: int, path: Path, threads: int) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}{layout.PARTIAL}")
+    shape = (len(dataset), len(cameras), size, size, 3)
+    jobs: dict[tuple[int, Path], list[Episode]] = {}  # one per video file
+    for episode in dataset.episodes:
+        for slot, camera in enumerate(cameras):
+            jobs.setdefault((slot, episode.videos[camera].path), []).append(episode)
+    try:
+        out = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        with _progress() as progress, ThreadPoolExecutor(threads) as pool:
+            task = progress.add_task("decoding images", total=len(dataset) * len(cameras))
+
+            def decode(job: tuple[int, Path]) -> None:
+                slot, video = job
+                _decode_file(video, jobs[job], cameras[slot], dataset.fps, out[:, slot])
+                progress.advance(task, sum(episode.length for episode in jobs[job]))
+
+            list(pool.map(decode, jobs))
+        out.flush()
+        layout.publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _decode_file(path: Path, episodes: Sequence[Episode], camera: str, fps: float, out: NDArray[np.uint8]) -> None:
+    """Decode one video file into the frames ``out`` [N, size, size, 3] of the episodes that lie in it."""
+    wanted: dict[int, int] = {}  # frame of the file -> frame of the dataset
+    for episode in episodes:
+        first = round(episode.videos[camera].from_s * fps)
+        wanted |= {first + step: episode.start + step for step in range(episode.length)}
+    total = len(wanted)
+    for time_s, image in read_video(path):
+        index = wanted.pop(round(time_s * fps), None)
+        if index is not None:
+            out[index] = resize_with_pad(image, out.shape[1])
+    if wanted:
+        raise DatasetError(f"Video {path} lacks {len(wanted)} of the {total} frames that its episodes need.")
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
