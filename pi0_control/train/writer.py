@@ -156,7 +156,7 @@ class DatasetWriter:
         if take is not None:
             for camera, video in take.videos.items():
                 video.abort()
-                self._partial_video(camera).unlink()
+                self._partial_video(camera).unlink(missing_ok=True)
 
     # ---- opening
 
