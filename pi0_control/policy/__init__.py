@@ -1,1 +1,20 @@
 """Physical units to model space and back: images, prompts, states and actions of one robot."""
+
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
+from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies
+from pi0_control.policy.tokenizer import Tokenizer
+from pi0_control.policy.transforms import PolicyTransforms
+
+__all__ = [
+    "HoldPolicy",
+    "NormStats",
+    "Pi0Policy",
+    "Policy",
+    "PolicyConfig",
+    "PolicyTransforms",
+    "RunningStats",
+    "Tokenizer",
+    "VectorStats",
+    "bundled_policies",
+]

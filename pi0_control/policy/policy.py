@@ -1,0 +1,253 @@
+"""Policies: observations in, chunks of joint targets out."""
+
+import time as clock
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pi0_control.errors import CheckpointError, ConfigError, ObservationError
+from pi0_control.model.checkpoint import load_weights, save_weights
+from pi0_control.model.pi0 import Pi0
+from pi0_control.model.sampler import sample_actions, sample_noise
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import NormStats
+from pi0_control.policy.tokenizer import Tokenizer
+from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.robot import RobotSpec
+from pi0_control.types import ActionChunk, Observation
+
+POLICIES_DIR = Path(__file__).parents[1] / "policies"
+CONFIG_FILE, WEIGHTS_FILE = "policy.json", "model.safetensors"
+STATS_FILE, TOKENIZER_FILE = "norm_stats.json", "tokenizer.model"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Policy(Protocol):
+    """What plays in an agent or a node: anything that answers an observation with a chunk of actions."""
+
+    @property
+    def robot(self) -> RobotSpec:
+        """The robot it drives."""
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk H."""
+
+    @property
+    def execution_horizon(self) -> int:
+        """How many of them to play before the next chunk, as the policy's maker recommends."""
+
+    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
+        """The chunk for one observation; ``noise`` replaces what a stochastic policy would draw."""
+
+    def infer_batch(
+        self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+    ) -> list[ActionChunk]:
+        """One chunk per observation, computed together."""
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode; a seed restarts the noise, None lets it run on."""
+
+
+class Pi0Policy:
+    """A trained π0, π0.5 or ``mini`` with its pre- and post-processing.
+
+    The noise comes from a generator of the policy's own on the CPU, so a seed gives the same actions on any device up
+    to rounding.
+
+    Args:
+        model: the network; moved to ``device`` and cast to ``dtype`` in place.
+        config: its ``model`` part is the network's configuration.
+        norm_stats, tokenizer: as for :class:`PolicyTransforms`.
+        device: a torch device such as ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16``.
+
+    Raises:
+        ConfigError: the parts do not fit together, or there is no such device or dtype.
+    """
+
+    def __init__(
+        self,
+        model: Pi0,
+        config: PolicyConfig,
+        norm_stats: NormStats,
+        tokenizer: Tokenizer,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        if model.config != config.model:
+            raise ConfigError("The network was built with another configuration than the policy's 'model' part.")
+        if dtype not in DTYPES:
+            raise ConfigError(f"No dtype {dtype!r}; available: {sorted(DTYPES)}.")
+        self.config = config
+        self.robot = config.robot
+        self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
+        self.device = _device(device)
+        self.model = model.cast(DTYPES[dtype]).to(self.device).eval()
+        self._generator = torch.Generator().manual_seed(0)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, device: str = "cpu", dtype: str = "float32", robot: RobotSpec | None = None
+    ) -> "Pi0Policy":
+        """Load a bundled policy by name or any policy directory by path.
+
+        Args:
+            name: for example ``mini``, or a directory with policy.json, model.safetensors, norm_stats.json and
+                tokenizer.model.
+            device, dtype: as in the constructor.
+            robot: the robot that will be driven; checked against the one the policy was made for.
+
+        Raises:
+            CheckpointError: no such policy, or one of its files is missing, corrupt or partial.
+            RobotMismatchError: made for another robot.
+            ConfigError: no such device or dtype.
+        """
+        directory = find_policy(name)
+        config = PolicyConfig.load(directory / CONFIG_FILE)
+        if robot is not None:
+            config.check_robot(robot)
+        norm_stats = NormStats.load(directory / STATS_FILE)
+        tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.model.max_token_len)
+        try:
+            PolicyTransforms(config, norm_stats, tokenizer)
+        except ConfigError as error:
+            raise CheckpointError(f"The files of policy {directory} do not fit together: {error}") from error
+        with torch.device("meta"):
+            model = Pi0(config.model)
+        model.to_empty(device="cpu")  # weights are copied in: no random start, and no tie to a file that may change
+        load_weights(model, directory / WEIGHTS_FILE)
+        policy = cls(model, config, norm_stats, tokenizer, device, dtype)
+        policy.robot = robot or config.robot
+        return policy
+
+    def save(self, directory: str | Path) -> None:
+        """Write a policy directory that :meth:`from_pretrained` reads; its policy.json is written last."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_weights(self.model, directory / WEIGHTS_FILE)
+        self.transforms.norm_stats.save(directory / STATS_FILE)
+        self.transforms.tokenizer.save(directory / TOKENIZER_FILE)
+        self.config.save(directory / CONFIG_FILE)
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk H."""
+        return self.config.model.action_horizon
+
+    @property
+    def execution_horizon(self) -> int:
+        """How many of them to play before the next chunk, as the policy's maker recommends."""
+        return self.config.execution_horizon
+
+    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
+        """The chunk for one observation.
+
+        Args:
+            observation: as the robot sees itself now.
+            noise: where the flow starts, float32 [H, action_dim]; drawn from the policy's generator if None.
+
+        Raises:
+            ObservationError: a camera is missing, an image, the state or the prompt is not as expected.
+            CheckpointError: the actions are not finite, so the weights or statistics are bad.
+        """
+        return self.infer_batch([observation], noise=noise)[0]
+
+    def infer_batch(
+        self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+    ) -> list[ActionChunk]:
+        """One chunk per observation from one pass; ``noise`` is [H, action_dim] for all or [B, H, action_dim].
+
+        The timing in each chunk is that of the whole batch. Raises as :meth:`infer`.
+        """
+        if not observations:
+            return []
+        started = clock.perf_counter()
+        inputs = self.transforms.inputs(observations)
+        states = np.stack([np.asarray(observation.state, np.float32) for observation in observations])
+        start = (
+            sample_noise(self.model.config, len(observations), self._generator)
+            if noise is None
+            else torch.from_numpy(np.asarray(noise, np.float32))
+        )
+        inputs = inputs.to(self.device)
+        timing: dict[str, float] = {"preprocess_ms": 1000 * (clock.perf_counter() - started)}
+        sampled = sample_actions(self.model, inputs, start, self.config.num_steps, timing=timing)
+        actions = self.transforms.actions(sampled.cpu().numpy(), states)
+        if not np.isfinite(actions).all():
+            raise CheckpointError("The policy computed actions that are not finite; its weights or statistics are bad.")
+        timing_ms = {stage.removesuffix("_ms"): value for stage, value in timing.items()}
+        return [
+            ActionChunk(chunk, observation.stamp_s, self.robot.dt_s, timing_ms)
+            for chunk, observation in zip(actions, observations, strict=True)
+        ]
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode; a seed restarts the noise, None lets it run on."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
+
+
+class HoldPolicy:
+    """Stays where it is: repeats the state of the observation. Ships as the policy for tests and dry runs."""
+
+    def __init__(self, robot: RobotSpec, horizon: int = 16, execution_horizon: int | None = None) -> None:
+        self.robot = robot
+        self.horizon = horizon
+        self.execution_horizon = horizon if execution_horizon is None else execution_horizon
+        if not 1 <= self.execution_horizon <= horizon:
+            raise ConfigError(f"execution_horizon is {self.execution_horizon}; expected 1 to the horizon {horizon}.")
+
+    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
+        """The state, ``horizon`` times; ``noise`` is ignored.
+
+        Raises:
+            ObservationError: the state has another length than the robot, or is not finite.
+        """
+        state, expected = np.asarray(observation.state, np.float32), len(self.robot.joints)
+        if state.shape != (expected,) or not np.isfinite(state).all():
+            raise ObservationError(f"The state is {state.tolist()}; expected {expected} finite numbers.")
+        timing_ms = {"preprocess": 0.0, "prefix": 0.0, "denoise": 0.0}
+        return ActionChunk(np.tile(state, (self.horizon, 1)), observation.stamp_s, self.robot.dt_s, timing_ms)
+
+    def infer_batch(
+        self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+    ) -> list[ActionChunk]:
+        """One chunk per observation."""
+        return [self.infer(observation) for observation in observations]
+
+    def reset(self, seed: int | None = None) -> None:
+        """Nothing to restart."""
+
+
+def bundled_policies() -> list[str]:
+    """Names of the policies that ship with the package."""
+    return sorted(config.parent.name for config in POLICIES_DIR.glob(f"*/{CONFIG_FILE}"))
+
+
+def find_policy(name: str | Path) -> Path:
+    """The directory of a bundled policy or of a path; a bundled name wins over a directory of the same name.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    bundled = bundled_policies()
+    directory = POLICIES_DIR / name if str(name) in bundled else Path(name)
+    if not directory.is_dir():
+        raise CheckpointError(f"No policy {str(name)!r}; give a policy directory or one of the bundled {bundled}.")
+    return directory
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"No torch device {name!r}; expected for example 'cpu', 'cuda' or 'mps'.") from error
+    unavailable = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if unavailable.get(device.type):
+        raise ConfigError(f"Device {name!r} is not available on this machine; 'cpu' is.")
+    return device

@@ -1,0 +1,151 @@
+"""Between physical units and model space: what inference and training both do to observations and actions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from pi0_control.errors import ConfigError, ObservationError
+from pi0_control.model.pi0 import ModelInputs
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.images import check_image, resize_with_pad, to_model_range
+from pi0_control.policy.norm_stats import NormStats, VectorStats
+from pi0_control.policy.tokenizer import Tokenizer, Tokens
+from pi0_control.types import Observation
+
+
+class PolicyTransforms:
+    """Observations to model inputs, model outputs to joint targets, and joint targets to training targets.
+
+    The order of the steps is openpi's: deltas are taken in physical units before normalisation (so the statistics of
+    ``actions`` are those of deltas), and the state in a prompt is normalised.
+
+    Args:
+        config: how this policy does it.
+        norm_stats: statistics of the state and of the actions as the model predicts them.
+        tokenizer: its length is the model's ``max_token_len``.
+
+    Raises:
+        ConfigError: the three do not fit together.
+    """
+
+    def __init__(self, config: PolicyConfig, norm_stats: NormStats, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self.norm_stats = norm_stats
+        self.tokenizer = tokenizer
+        self._delta_mask = np.array(config.delta_mask)
+        self._check_parts()
+
+    def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
+        """A batch of model inputs on the CPU, one row per observation.
+
+        Raises:
+            ObservationError: a camera is missing, an image, a state or a prompt is not as expected.
+        """
+        states = np.stack([self.check_state(observation.state) for observation in observations])
+        normalized = self._normalize(self.norm_stats.state, states)
+        padded = _pad_last(normalized, self.config.model.action_dim)
+        in_prompt = padded if self.config.pad_state_in_prompt else normalized
+        tokens, token_masks = zip(*map(self._tokenize, observations, in_prompt), strict=True)
+        images, image_masks = zip(*map(self._images, observations), strict=True)
+        return ModelInputs(
+            images=torch.from_numpy(np.stack(images)),
+            image_masks=torch.from_numpy(np.stack(image_masks)),
+            tokens=torch.from_numpy(np.stack(tokens)),
+            token_mask=torch.from_numpy(np.stack(token_masks)),
+            state=torch.from_numpy(padded),
+        )
+
+    def actions(self, model_actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
+        """Model outputs to absolute joint targets; nothing is clipped.
+
+        Args:
+            model_actions: [B, H, action_dim], normalised.
+            states: [B, D], those of the observations the actions were predicted from.
+
+        Returns:
+            float32 [B, H, D] in the robot's units.
+        """
+        states = np.asarray(states, np.float32)
+        relative = np.asarray(model_actions, np.float32)[..., : states.shape[-1]]
+        relative = self.norm_stats.actions.unnormalize(relative, self.config.norm, self.config.norm_eps)
+        return relative + np.where(self._delta_mask, states, np.float32(0))[:, None]
+
+    def deltas(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
+        """Absolute joint targets [B, H, D] as the model predicts them, still in the robot's units.
+
+        Every step of a chunk is taken relative to the same state [B, D]. The statistics are computed on these.
+        """
+        offset = np.where(self._delta_mask, np.asarray(states, np.float32), np.float32(0))
+        return np.asarray(actions, np.float32) - offset[:, None]
+
+    def targets(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
+        """The inverse of :meth:`actions`: joint targets [B, H, D] to model space, float32 [B, H, action_dim]."""
+        return _pad_last(
+            self._normalize(self.norm_stats.actions, self.deltas(actions, states)), self.config.model.action_dim
+        )
+
+    def check_state(self, state: ArrayLike) -> NDArray[np.float32]:
+        """The state as float32 [D].
+
+        Raises:
+            ObservationError: another length, not numbers, or not finite.
+        """
+        names = self.config.robot.joint_names
+        try:
+            values = np.asarray(state, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ObservationError(f"The state is not a vector of numbers; expected {list(names)}.") from error
+        if values.shape != (len(names),):
+            raise ObservationError(f"The state has shape {list(values.shape)}; expected [{len(names)}]: {list(names)}.")
+        if not np.isfinite(values).all():
+            bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value)]
+            raise ObservationError(f"The state of {bad} is not finite; expected numbers.")
+        return values
+
+    def _normalize(self, stats: VectorStats, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return stats.normalize(values, self.config.norm, self.config.norm_eps)
+
+    def _tokenize(self, observation: Observation, state: NDArray[np.float32]) -> Tokens:
+        if self.config.prompt_format == "pi05":
+            return self.tokenizer.encode_pi05(observation.prompt, state)
+        return self.tokenizer.encode_pi0(observation.prompt)
+
+    def _images(self, observation: Observation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Images [cameras, 3, S, S] in [-1, 1] and their mask; masked ones are black."""
+        missing = [name for name in self.config.required_cameras if name not in observation.images]
+        if missing:
+            raise ObservationError(
+                f"The observation has cameras {sorted(observation.images)} and lacks {missing}; "
+                f"expected {list(self.config.required_cameras)}."
+            )
+        size, names = self.config.model.vision.image_size, list(self.config.cameras.values())
+        images = np.zeros((len(names), size, size, 3), np.uint8)
+        mask = np.array([name in observation.images for name in names])
+        for slot, name in enumerate(names):
+            if name is not None and mask[slot]:
+                check_image(observation.images[name], name)
+                images[slot] = resize_with_pad(observation.images[name], size)
+        if not mask.any():
+            raise ObservationError(f"The observation has none of the cameras {names}; expected at least one.")
+        return np.ascontiguousarray(to_model_range(images).transpose(0, 3, 1, 2)), mask
+
+    def _check_parts(self) -> None:
+        model = self.config.model
+        if self.tokenizer.max_len != model.max_token_len:
+            raise ConfigError(
+                f"The tokenizer pads to {self.tokenizer.max_len}; expected the model's {model.max_token_len}."
+            )
+        if self.tokenizer.vocab_size > model.vocab_size:
+            raise ConfigError(
+                f"The tokenizer has {self.tokenizer.vocab_size} pieces; expected at most the model's vocabulary of "
+                f"{model.vocab_size}."
+            )
+        for stats in (self.norm_stats.state, self.norm_stats.actions):
+            self._normalize(stats, np.zeros(len(self.config.robot.joints), np.float32))
+
+
+def _pad_last(values: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Zeros behind the last axis up to the length."""
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])])
