@@ -54,10 +54,8 @@ class CameraRenderer:
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int, *, pretty: bool = False) -> None:
         self._model = model
-        self._context = _open_context(width, height)
-        self._context.make_current()
         model.vis.quality.offsamples = 4 if pretty else 0
-        self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._context, self._gpu = _open_context(model, width, height)
         mujoco.mjr_setBuffer(int(mujoco.mjtFramebuffer.mjFB_OFFSCREEN), self._gpu)
         self._scene = mujoco.MjvScene(model, maxgeom=500)
         self._scene.flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = int(pretty)
@@ -84,11 +82,13 @@ class CameraRenderer:
         self._context.free()
 
 
-def _open_context(width: int, height: int) -> Any:
+def _open_context(model: mujoco.MjModel, width: int, height: int) -> tuple[Any, mujoco.MjrContext]:
     backend = choose_gl()
     try:
-        return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # how PyOpenGL says that a library is missing
+        context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+        context.make_current()
+        return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+    except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:  # a library is missing
         raise RenderError(
             f"MuJoCo cannot render with {backend} ({error}); install the Debian packages libegl1 and libgl1-mesa-dri "
             "(or libosmesa6), or set MUJOCO_GL to one of egl, osmesa, glfw."
@@ -109,3 +109,20 @@ def open_viewer(model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> Any:
     viewer.cam.type = int(mujoco.mjtCamera.mjCAMERA_FIXED)
     viewer.cam.fixedcamid = model.camera(camera).id
     return viewer
+
+
+def main() -> None:
+    """``python -m sims.rendering``: say whether this machine can render, exit with 2 where it cannot."""
+    try:
+        spec = mujoco.MjSpec()
+        spec.worldbody.add_camera(name="camera")
+        model = spec.compile()
+        CameraRenderer(model, 16, 16).render(mujoco.MjData(model), "camera")
+    except RenderError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print(f"MuJoCo renders with {choose_gl()}.")
+
+
+if __name__ == "__main__":
+    main()

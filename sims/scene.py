@@ -116,7 +116,7 @@ def _add_room(spec: mujoco.MjSpec) -> None:
         castshadow=False,
     )
     world.add_geom(name="floor", type=mjtGeom.mjGEOM_PLANE, size=[4, 4, 0.1], pos=[0, 0, -0.74], material="floor")
-    _add_camera(world, "base_0_rgb", 44, (1.02, -0.09, 0.66), (0.37, -0.09, 0.09))
+    _add_camera(world, "base_0_rgb", 41, (1.02, -0.11, 0.66), (0.37, -0.11, 0.09))
     _add_camera(world, "scene", 38, (1.25, 0.80, 0.72), (0.20, -0.05, 0.20))
 
 

@@ -1,0 +1,30 @@
+# make demo   install and watch the bundled policy work: a success table and videos in outputs/demo
+# make test   install and run every test
+# make check  ruff and mypy
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri  # off-screen rendering and OpenCV, on Debian and Ubuntu
+
+.PHONY: demo test check clean
+
+demo: $(STAMP)
+	$(BIN)/pi0 eval --policy mini --task Reach Lift --episodes 20 --out outputs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[train,dev]"
+	$(BIN)/python -m sims.rendering || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y $(GL_PACKAGES) && $(BIN)/python -m sims.rendering; }
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

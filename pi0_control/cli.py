@@ -1,0 +1,167 @@
+"""The ``pi0`` command: composes the rooms; each subcommand is one function."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pi0_control.errors import ConfigError, Pi0Error
+
+if TYPE_CHECKING:
+    from sims.evaluate import Actor, EpisodeResult
+    from sims.tabletop_env import TabletopEnv
+    from sims.tasks import Task
+
+EXPERT, RANDOM = "expert", "random"
+LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
+
+Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+def main() -> None:
+    """Entry point of ``pi0``; user mistakes end with one sentence on stderr and exit code 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"eval": evaluate, "record": record},
+            prog="pi0",
+            description="π0 and π0.5 policies: record demonstrations, train, and evaluate in simulation.",
+        )
+    except Pi0Error as error:
+        print(f"pi0: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def evaluate(
+    policy: str = "mini",
+    task: tuple[str, ...] = ("all",),
+    episodes: int = 20,
+    seed: int = 100_000,
+    out: Path = Path("outputs/eval"),
+    execution_horizon: int | None = None,
+    show: bool = False,
+) -> None:
+    """Measure the success of a policy on the simulated tasks: table, results.json and a video per task.
+
+    Args:
+        policy: mini (bundled), a policy directory, expert (scripted, sees everything) or random.
+        task: one or more of Reach, Lift, PickPlace, Stack, or all.
+        episodes: episodes per task.
+        seed: seed of the first episode; the next ones count up. None of them is ever recorded or trained on.
+        out: where results.json and the videos go.
+        execution_horizon: actions played from each chunk; the policy's own recommendation if not given.
+        show: watch in MuJoCo's viewer.
+    """
+    from sims.evaluate import TaskResult, evaluate_task, write_results
+    from sims.report import success_table
+
+    if episodes < 1:
+        raise ConfigError(f"--episodes is {episodes}; expected 1 or more.")
+    tasks, make_actor = _tasks(task), _actor_factory(policy, execution_horizon)
+    results: list[TaskResult] = []
+    with _progress("{task.fields[success]}") as progress:
+        for each in tasks:
+            bar = progress.add_task(each.name, total=episodes, success="")
+            counter = _SuccessCounter(progress, bar)
+            video = out / f"{each.name}.mp4"
+            mode = "human" if show else None
+            results.append(
+                evaluate_task(each, make_actor, episodes, seed, video=video, render_mode=mode, on_episode=counter)
+            )
+    write_results(out / "results.json", results, {"policy": policy, "seed": seed, **_provenance(policy)})
+    console = Console()
+    last = seed + episodes - 1
+    console.print(success_table(results, f"{policy}: {episodes} episodes a task, seeds {seed} to {last}"))
+    console.print(f"Figures: {out / 'results.json'}   Videos: {', '.join(str(out / f'{t.name}.mp4') for t in tasks)}")
+
+
+def record(
+    task: tuple[str, ...] = ("all",),
+    episodes: int = 100,
+    seed: int = 0,
+    *,
+    out: Path,
+) -> None:
+    """Record demonstrations of the scripted expert as a LeRobotDataset v3.0; goes on where an earlier run stopped.
+
+    Args:
+        task: one or more of Reach, Lift, PickPlace, Stack, or all; scenes records random scenes instead, each with
+            the place of every block, to learn the words from.
+        episodes: episodes the dataset shall hold in the end.
+        seed: from which all scenes are drawn.
+        out: folder of the dataset.
+    """
+    from pi0_control.robot import RobotSpec
+    from pi0_control.train.writer import DatasetWriter
+    from sims import record as recorder
+    from sims.scene import BLOCK_COLOURS
+
+    what = task if recorder.SCENES in task else tuple(each.name for each in _tasks(task))
+    with DatasetWriter(out, RobotSpec.from_yaml("arm6"), tuple(BLOCK_COLOURS)) as writer, _progress() as progress:
+        bar = progress.add_task(", ".join(what), total=episodes, completed=writer.num_episodes)
+        recorder.record(what, episodes, seed, writer, on_episode=lambda count: progress.update(bar, completed=count))
+    print(f"{out}: {writer.num_episodes} episodes, {writer.num_frames} frames.")
+
+
+class _SuccessCounter:
+    """Keeps the running success beside a progress bar."""
+
+    def __init__(self, progress: Progress, bar: Any) -> None:
+        self._progress, self._bar = progress, bar
+        self._successes = self._count = 0
+
+    def __call__(self, result: "EpisodeResult") -> None:
+        self._successes += result.is_success
+        self._count += 1
+        self._progress.update(self._bar, advance=1, success=f"success {self._successes}/{self._count}")
+
+
+def _progress(*fields: str) -> Progress:
+    columns = [TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, fields)]
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _tasks(names: Sequence[str]) -> list["Task"]:
+    from sims.tasks import TASKS, get_task
+
+    return list(TASKS.values()) if "all" in names else [get_task(name) for name in names]
+
+
+def _actor_factory(policy: str, execution_horizon: int | None) -> Callable[["TabletopEnv"], "Actor"]:
+    """How to make the actor for an environment; a policy is loaded once and shared."""
+    from sims.evaluate import ExpertActor, RandomActor
+
+    if policy == EXPERT:
+        return ExpertActor
+    if policy == RANDOM:
+        return RandomActor
+    from pi0_control.control.agent import Pi0Agent
+    from pi0_control.policy.policy import Pi0Policy
+    from pi0_control.robot import RobotSpec
+
+    loaded = Pi0Policy.from_pretrained(policy, robot=RobotSpec.from_yaml("arm6"))
+    return lambda env: Pi0Agent(loaded, execution_horizon)
+
+
+def _provenance(policy: str) -> dict[str, Any]:
+    """What a figure must be read with: versions, machine, and the checkpoint's hash."""
+    about: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "machine": platform.processor() or platform.machine(),
+    }
+    if policy not in (EXPERT, RANDOM):
+        from pi0_control.policy.policy import policy_dir
+
+        weights = (policy_dir(policy) / "model.safetensors").read_bytes()
+        about["checkpoint_sha256"] = hashlib.sha256(weights).hexdigest()
+    return about
+
+
+if __name__ == "__main__":
+    main()

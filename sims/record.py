@@ -1,0 +1,160 @@
+"""Demonstrations by the scripted expert, and random scenes for learning what the words mean.
+
+A demonstration alone teaches little about the instruction, because the arm's own motion gives the target away. So
+goals change in mid-motion, the arm is pushed about while the labels stay the expert's, and :func:`record_scenes`
+shows many arrangements with every block's position known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pi0_control.errors import ConfigError
+from sims.expert import Expert
+from sims.kinematics import gripper_down
+from sims.tabletop_env import TabletopEnv
+from sims.tasks import TASKS, Goal, Task, get_task
+
+SCENES = "scenes"
+"""What to ask :func:`record` for to get random scenes instead of a task."""
+SCENES_PROMPT = "look at the blocks"
+SCENES_PER_EPISODE = 100
+GOALS_PER_SCENE = 3
+
+
+class EpisodeWriter(Protocol):
+    """Where episodes go; ``pi0_control.train`` writes them to disk."""
+
+    num_episodes: int
+
+    @property
+    def episode_length(self) -> int:
+        """Frames of the episode under way."""
+
+    def add_frame(
+        self, images: Mapping[str, NDArray[np.uint8]], state: ArrayLike, action: ArrayLike, objects: ArrayLike
+    ) -> None:
+        """Append a frame to the episode under way."""
+
+    def save_episode(self, prompt: str, target: int = -1) -> int:
+        """End the episode under way; ``target`` is the index of the object the prompt names."""
+
+    def discard_episode(self) -> None:
+        """Forget the episode under way."""
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """How the arm is pushed about while demonstrating; labels stay clean (DART, Laskey et al. 2017).
+
+    Attributes:
+        push_rad: spread of the joint offsets while a push lasts [rad].
+        start, stop: chance per control step that a push begins or ends.
+        memory: how much of the last offset the next one keeps.
+        new_goal: chance per control step that the instruction changes while the gripper holds nothing.
+    """
+
+    push_rad: float = 0.03
+    start: float = 0.06
+    stop: float = 0.15
+    memory: float = 0.7
+    new_goal: float = 0.015
+
+
+def record(
+    what: Sequence[str],
+    episodes: int,
+    seed: int,
+    writer: EpisodeWriter,
+    disturbance: Disturbance | None = None,
+    on_episode: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Record until ``writer`` holds ``episodes`` episodes, in turn of each of ``what``.
+
+    Every scene is drawn from ``seed`` and the number of episodes so far, so a recording that was interrupted goes on
+    as if it had not been.
+
+    Args:
+        what: names of tasks, or :data:`SCENES` alone.
+        on_episode: called with the number of episodes so far.
+
+    Raises:
+        ConfigError: an unknown task, or scenes mixed with tasks.
+    """
+    if SCENES in what and len(what) > 1:
+        raise ConfigError(f"{SCENES!r} is recorded alone, got {', '.join(what)}.")
+    tasks = [TASKS["Reach"]] if SCENES in what else [get_task(name) for name in what]
+    env = TabletopEnv(tasks[0].name)
+    try:
+        attempt = 0
+        while writer.num_episodes < episodes:
+            before = writer.num_episodes
+            rng = np.random.default_rng((seed, before, attempt))
+            if SCENES in what:
+                _record_scenes(env, rng, writer)
+            else:
+                _record_goals(env, tasks, rng, writer, disturbance or Disturbance())
+            attempt = attempt + 1 if writer.num_episodes == before else 0
+            on_episode(min(writer.num_episodes, episodes))
+    finally:
+        env.close()
+
+
+def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter) -> None:
+    """One episode of unrelated frames: random blocks, tool pose and gripper opening each."""
+    world, home = env.world, env.robot.home
+    world.reset(rng)
+    env.goal = Goal(world.blocks[0], None, SCENES_PROMPT)
+    for _ in range(SCENES_PER_EPISODE):
+        world.scatter_blocks(rng)
+        tool = rng.uniform((0.26, -0.36, 0.02), (0.54, 0.24, 0.34))
+        joints = world.kinematics.solve(home[:-1], tool, gripper_down(rng.uniform(-0.5, 0.5)))
+        joints = joints + rng.normal(0, 0.03, len(joints)).astype(np.float32)
+        arm = np.clip(np.r_[joints, rng.uniform(0, 1)], env.robot.lower, env.robot.upper)
+        world.place_arm(arm)
+        if rng.random() < 0.2:  # as if carried
+            world.place_block(str(rng.choice(world.blocks)), world.tool_position)
+        seen = env.observe()
+        writer.add_frame(seen["images"], seen["state"], seen["state"], world.block_positions())
+    writer.save_episode(SCENES_PROMPT)
+
+
+def _record_goals(
+    env: TabletopEnv, tasks: Sequence[Task], rng: np.random.Generator, writer: EpisodeWriter, disturbance: Disturbance
+) -> None:
+    """One scene with up to :data:`GOALS_PER_SCENE` goals one after another, each an episode of its own."""
+    env.world.reset(rng)
+    for _ in range(GOALS_PER_SCENE):
+        env.task = tasks[rng.integers(len(tasks))]
+        env.goal = env.task.sample_goal(rng, env.world.blocks)
+        outcome = _demonstrate(env, rng, writer, disturbance)
+        if outcome == "failed" or writer.episode_length < 2:
+            writer.discard_episode()
+            return
+        writer.save_episode(env.goal.prompt, env.world.blocks.index(env.goal.block))
+        if outcome == "done" and env.task.name != "Reach":
+            return  # the scene is no longer a fresh one
+
+
+def _demonstrate(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter, disturbance: Disturbance) -> str:
+    """Act until the goal is reached (``done``), is replaced (``replaced``) or time is up (``failed``)."""
+    world, goal, task = env.world, env.goal, env.task
+    assert goal is not None
+    expert, offset, pushed, held = Expert(world, task), np.zeros(len(env.robot.joints)), False, 0
+    for _ in range(task.max_episode_steps):
+        seen, action = env.observe(), expert.act(goal)
+        writer.add_frame(seen["images"], seen["state"], action, world.block_positions())
+        pushed = rng.random() > disturbance.stop if pushed else rng.random() < disturbance.start
+        fresh = rng.normal(0, disturbance.push_rad, len(offset)) * np.sqrt(1 - disturbance.memory**2) * pushed
+        offset = disturbance.memory * offset + fresh
+        offset[-1] = 0  # the gripper is never pushed
+        world.drive(action + offset)
+        held = held + 1 if task.is_done(world, goal) else 0
+        if held >= task.hold_steps + 2:
+            return "done"
+        if rng.random() < disturbance.new_goal and not any(map(world.is_grasped, world.blocks)):
+            return "replaced"
+    return "failed"

@@ -1,0 +1,61 @@
+"""Videos of episodes: what the cameras saw, side by side, under the instruction and the outcome."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+CAMERA_PIXELS = 336
+BANNER_PIXELS = 44
+OUTCOME_S = 1.5
+_INK, _PAPER, _GREEN, _RED = (30, 32, 36), (246, 246, 244), (22, 130, 60), (190, 40, 35)  # RGB
+
+
+def write_video(
+    path: Path, frames: Sequence[Mapping[str, NDArray[np.uint8]]], prompt: str, is_success: bool, fps: int
+) -> None:
+    """Write an MP4 (H.264) of one episode.
+
+    Args:
+        frames: camera images (uint8 [H, W, 3] by name) of each control period.
+        prompt: the instruction, written above the images.
+        is_success: shown with the last image for :data:`OUTCOME_S`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.mp4")
+    still = compose(frames[-1], prompt, "success" if is_success else "failure")
+    with av.open(str(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        stream.height, stream.width = still.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        pictures = [*(compose(frame, prompt) for frame in frames), *[still] * round(OUTCOME_S * fps)]
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    partial.replace(path)
+
+
+def compose(images: Mapping[str, NDArray[np.uint8]], prompt: str, outcome: str = "") -> NDArray[np.uint8]:
+    """One picture: cameras side by side, named, with ``prompt`` and ``outcome`` above; RGB uint8, even sides."""
+    size = (CAMERA_PIXELS, CAMERA_PIXELS)
+    views = []
+    for name, image in images.items():
+        view = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+        _write(view, name, (8, CAMERA_PIXELS - 10), 0.42, _PAPER, 4)
+        _write(view, name, (8, CAMERA_PIXELS - 10), 0.42, _INK)
+        views.append(cv2.copyMakeBorder(view, 0, 0, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER))
+    row = np.hstack(views)
+    banner = np.full((BANNER_PIXELS, row.shape[1], 3), _PAPER, np.uint8)
+    _write(banner, prompt, (12, 29), 0.68, _INK)
+    if outcome:
+        _write(banner, outcome, (row.shape[1] - 120, 29), 0.68, _GREEN if outcome == "success" else _RED, 2)
+    return np.vstack([banner, row])
+
+
+def _write(
+    image: NDArray[np.uint8], text: str, at: tuple[int, int], size: float, colour: tuple[int, int, int], weight: int = 1
+) -> None:
+    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, weight, cv2.LINE_AA)
