@@ -58,6 +58,7 @@ class PolicyConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        """Raise ConfigError where a setting is unknown or two do not go together."""
         _check_version(self.format_version)
         _check_types(self)
         self._check_actions()
