@@ -59,7 +59,7 @@ def evaluate(
         show: watch in MuJoCo's viewer.
     """
     from sims.evaluate import TaskResult, evaluate_task, write_results
-    from sims.report import success_table
+    from sims.report import LEGEND, success_table
 
     if episodes < 1:
         raise ConfigError(f"--episodes is {episodes}; expected 1 or more.")
@@ -78,6 +78,7 @@ def evaluate(
     console = Console()
     last = seed + episodes - 1
     console.print(success_table(results, f"{policy}: {episodes} episodes a task, seeds {seed} to {last}"))
+    console.print(LEGEND, style="dim")
     console.print(f"Figures: {out / 'results.json'}   Videos: {', '.join(str(out / f'{t.name}.mp4') for t in tasks)}")
 
 
@@ -156,9 +157,9 @@ def _provenance(policy: str) -> dict[str, Any]:
         "machine": platform.processor() or platform.machine(),
     }
     if policy not in (EXPERT, RANDOM):
-        from pi0_control.policy.policy import policy_dir
+        from pi0_control.policy.policy import find_policy
 
-        weights = (policy_dir(policy) / "model.safetensors").read_bytes()
+        weights = (find_policy(policy) / "model.safetensors").read_bytes()
         about["checkpoint_sha256"] = hashlib.sha256(weights).hexdigest()
     return about
 

@@ -38,9 +38,9 @@ class Expert:
         """Where the tool should go (3,) [m], with which yaw [rad], and the gripper opening."""
         world, block = self.world, self.world.block_position(goal.block)
         if self.task.name == "Reach":
-            return self._descend(block + [0, 0, 0.9 * BLOCK_HALF_M]), world.tool_yaw, CLOSED
+            return self._descend(_above(block, 0.9 * BLOCK_HALF_M)), world.tool_yaw, CLOSED
         if self.task.name == "Lift":
-            place = np.array([*world.tool_position[:2], LIFTED_HEIGHT_M])
+            place = _above(world.tool_position, LIFTED_HEIGHT_M - world.tool_position[2])
             return (place, world.tool_yaw, CLOSED) if world.is_grasped(goal.block) else self._grasp(goal.block)
         place = self._place_of(goal)
         if np.linalg.norm(block - place) < 0.35 * BLOCK_HALF_M or self.task.is_done(world, goal):
@@ -61,7 +61,7 @@ class Expert:
     def _place_of(self, goal: Goal) -> NDArray[np.float64]:
         if goal.onto is None:
             return np.array([*TRAY_CENTRE_M, BLOCK_HALF_M + 0.008])
-        return self.world.block_position(goal.onto) + [0, 0, 2 * BLOCK_HALF_M + 0.002]
+        return _above(self.world.block_position(goal.onto), 2 * BLOCK_HALF_M + 0.002)
 
     def _grasp(self, block: str) -> tuple[NDArray[np.float64], float, float]:
         centre, yaw = self.world.block_position(block), self.world.block_yaw(block)
@@ -74,10 +74,14 @@ class Expert:
     def _release(self, block: str) -> tuple[NDArray[np.float64], float, float]:
         """Open, then back off straight up."""
         up = 0.0 if block in self.world.touched_blocks() else 0.05
-        return self.world.tool_position + [0, 0, up], self.world.tool_yaw, OPEN
+        return _above(self.world.tool_position, up), self.world.tool_yaw, OPEN
 
     def _descend(self, goal_m: NDArray[np.floating], hover_m: float = HOVER_M) -> NDArray[np.float64]:
         """The goal, or a point above it while the tool is off to the side."""
         aside = float(np.linalg.norm(goal_m[:2] - self.world.tool_position[:2]))
-        height = np.clip(FUNNEL_SLOPE * (aside - 0.006), 0.0, hover_m)
-        return np.asarray(goal_m, float) + [0, 0, height]
+        height = min(max(FUNNEL_SLOPE * (aside - 0.006), 0.0), hover_m)
+        return _above(goal_m, height)
+
+
+def _above(point_m: NDArray[np.floating], height_m: float) -> NDArray[np.float64]:
+    return np.add(point_m, (0.0, 0.0, height_m))

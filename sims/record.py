@@ -128,7 +128,7 @@ def _record_goals(
     """One scene with up to :data:`GOALS_PER_SCENE` goals one after another, each an episode of its own."""
     env.world.reset(rng)
     for _ in range(GOALS_PER_SCENE):
-        env.task = tasks[rng.integers(len(tasks))]
+        env.task = tasks[int(rng.integers(len(tasks)))]
         env.goal = env.task.sample_goal(rng, env.world.blocks)
         outcome = _demonstrate(env, rng, writer, disturbance)
         if outcome == "failed" or writer.episode_length < 2:

@@ -1,4 +1,4 @@
-"""What an evaluation prints: a table of success and speed per task."""
+"""What an evaluation prints: a table of success and speed per task, and how to read it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from sims.evaluate import TaskResult
 
 STAGES = ("preprocess", "prefix", "denoise")
 COLUMNS = ("success", "95 %", "wrong", "length", "chunk [ms]", "in stages", "speed")
-CAPTION = (
+LEGEND = (
     "95 %: Wilson interval. wrong: another block was taken. length: mean, simulated.\n"
     "chunk: one inference, median (p95). stages: preprocess+prefix+denoise, medians.\n"
     "speed: simulated against real time."
@@ -19,7 +19,7 @@ CAPTION = (
 
 def success_table(results: Sequence[TaskResult], title: str) -> Table:
     """One row per task: success with its 95 % Wilson interval, length, time per chunk and simulated speed."""
-    table = Table(title=title, caption=CAPTION, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.pad_edge, table.padding = False, (0, 1, 0, 0)
     table.add_column("task", no_wrap=True)
     for heading in COLUMNS:

@@ -98,7 +98,7 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         images = {name: self._cameras.render(self.world.data, name) for name in self.robot.cameras}
         return {"images": images, "state": self.world.state, "prompt": self.goal.prompt}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The scene as a person would look at it, uint8 [480, 640, 3]; None unless ``render_mode="rgb_array"``."""
         return self.render_camera("scene") if self.render_mode == "rgb_array" else None
 

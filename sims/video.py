@@ -43,7 +43,7 @@ def compose(images: Mapping[str, NDArray[np.uint8]], prompt: str, outcome: str =
     size = (CAMERA_PIXELS, CAMERA_PIXELS)
     views = []
     for name, image in images.items():
-        view = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+        view = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
         _write(view, name, (8, CAMERA_PIXELS - 10), 0.42, _PAPER, 4)
         _write(view, name, (8, CAMERA_PIXELS - 10), 0.42, _INK)
         views.append(cv2.copyMakeBorder(view, 0, 0, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER))
