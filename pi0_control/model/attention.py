@@ -86,18 +86,28 @@ class Attention:
         self.softcap = softcap
         self._mask = None if mask is None else _PREPARE[backend](mask)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None = None, repeats: int = 1
+    ) -> Tensor:
         """Attend; query heads may share key/value heads.
 
         Args:
             q: [B, T, heads, head_dim].
             k, v: [B, S, kv_heads, head_dim].
+            prefix: further keys and values [B / repeats, P, kv_heads, head_dim] in front of k and v; the mask then
+                has P + S columns.
+            repeats: consecutive rows of q that share one row of the prefix.
 
         Returns:
             [B, T, heads * head_dim] in the dtype of v.
         """
         if self.backend == "eager":
-            return _eager(q, k, v, self._mask, self.softcap)
+            return _eager(q, k, v, self._mask, self.softcap, prefix, repeats)
+        if prefix is not None:
+            k, v = (
+                torch.cat([front.repeat_interleave(repeats, dim=0), own], dim=1)
+                for front, own in zip(prefix, (k, v), strict=True)
+            )
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.backend == "sdpa":
             out = F.scaled_dot_product_attention(q, _share(k, q), _share(v, q), attn_mask=self._mask)
@@ -107,18 +117,41 @@ class Attention:
         return out.transpose(1, 2).flatten(2)
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
-    """Explicit matrix products; query heads that share a key head are stacked as rows, so nothing is repeated."""
+def _eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    softcap: float,
+    prefix: tuple[Tensor, Tensor] | None = None,
+    repeats: int = 1,
+) -> Tensor:
+    """Explicit matrix products. Nothing is repeated or joined but the logits.
+
+    Query heads that share a key head, and rows that share a prefix, are stacked as rows of one product:
+    B = b * repeats (r), heads = kv_heads (K) * shared (g).
+    """
     batch, queries, heads, head_dim = q.shape
-    keys, kv_heads = k.shape[1:3]
-    rows = (q * head_dim**-0.5).view(batch, queries, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
-    logits = rows.reshape(batch, kv_heads, -1, head_dim) @ k.permute(0, 2, 3, 1)  # [B, K, heads/K * T, S]
-    logits = softcap_logits(logits.float(), softcap).view(batch, kv_heads, -1, queries, keys)
+    kv_heads = k.shape[2]
+    rows = (q * head_dim**-0.5).view(-1, repeats, queries, kv_heads, heads // kv_heads, head_dim)
+    rows = rows.permute(0, 3, 1, 4, 2, 5).flatten(3, 4)  # [b, K, r, g * T, H]
+    own_keys, own_values = (x.view(-1, repeats, *x.shape[1:]).permute(0, 3, 1, 2, 4) for x in (k, v))
+    logits = rows @ own_keys.mT  # [b, K, r, g * T, S]
+    if prefix is not None:
+        before = rows.flatten(2, 3) @ prefix[0].permute(0, 2, 3, 1)  # [b, K, r * g * T, P]
+        logits = torch.cat([before.view(*logits.shape[:-1], -1), logits], dim=-1)
+    logits = softcap_logits(logits.float(), softcap)
     if mask is not None:
-        logits = logits + mask
-    weights = torch.softmax(logits, dim=-1).to(v.dtype).view(batch, kv_heads, -1, keys)
-    out = (weights @ v.transpose(1, 2)).view(batch, heads, queries, head_dim)
-    return out.transpose(1, 2).flatten(2)
+        by_head = logits.view(*logits.shape[:3], -1, queries, logits.shape[-1])
+        logits = (by_head + mask.view(-1, 1, repeats, 1, *mask.shape[1:])).flatten(3, 4)
+    weights = torch.softmax(logits, dim=-1).to(v.dtype)
+    if prefix is None:
+        out = weights @ own_values
+    else:
+        of_prefix, of_own = weights.split([prefix[0].shape[1], k.shape[1]], dim=-1)
+        out = (of_prefix.flatten(2, 3) @ prefix[1].transpose(1, 2)).view(*rows.shape) + of_own @ own_values
+    out = out.unflatten(3, (-1, queries)).permute(0, 2, 4, 1, 3, 5)  # [b, r, T, K, g, H]
+    return out.reshape(batch, queries, heads * head_dim)
 
 
 def _share(x: Tensor, q: Tensor) -> Tensor:
@@ -129,9 +162,9 @@ def _share(x: Tensor, q: Tensor) -> Tensor:
 
 
 def _additive(mask: Tensor) -> Tensor:
-    """0 where allowed, a huge negative number elsewhere: float32 [B, 1, 1, T, S]."""
+    """0 where allowed, a huge negative number elsewhere: float32 [B, T, S]."""
     zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    return zeros.masked_fill(~mask, MASKED)[:, None, None]
+    return zeros.masked_fill(~mask, MASKED)
 
 
 def _block_mask(mask: Tensor) -> BlockMask:

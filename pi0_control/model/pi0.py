@@ -227,15 +227,15 @@ class Pi0(nn.Module):
         attention = self._attention(with_self(attention_mask(valid, ar)))
         rope = rope_table(positions_of(valid), self.config.head_dim)
         x = x.to(self.dtype)
-        keys, values = [], []
+        encoded: list[tuple[Tensor, Tensor]] = []
         for index, layer in enumerate(self.prefix_layers):
             q, k, v, gate = layer.queries_keys_values(x, None, None)
-            keys.append(apply_rope(k, rope))
-            values.append(v)
+            k = apply_rope(k, rope)
+            encoded.append((k, v))
             if with_hidden or index + 1 < self.config.depth:
-                x = layer.finish(x, attention(apply_rope(q, rope), keys[-1], v), gate, None)
+                x = layer.finish(x, attention(apply_rope(q, rope), k, v), gate, None)
         hidden = self.prefix_norm(x)[0] if with_hidden else None
-        return PrefixCache(torch.stack(keys), torch.stack(values), valid, hidden)
+        return PrefixCache(tuple(encoded), valid, hidden)
 
     def suffix_context(self, cache: PrefixCache) -> tuple[Attention, Rope]:
         """Attention and rotary angles of the suffix behind this prefix; the same for every denoising step."""
@@ -272,8 +272,8 @@ class Pi0(nn.Module):
         for index, layer in enumerate(self.suffix_layers):
             q, k, v, gate = layer.queries_keys_values(x, cond, first_values)
             first_values = v if first_values is None else first_values
-            keys, values = cache.extend(index, apply_rope(k, rope), v)
-            x = layer.finish(x, attention(apply_rope(q, rope), keys, values), gate, cond)
+            attended = cache.attend(index, attention, apply_rope(q, rope), apply_rope(k, rope), v)
+            x = layer.finish(x, attended, gate, cond)
         return self._read_out(x, cond)
 
     def velocity(self, inputs: ModelInputs, x_t: Tensor, time: Tensor) -> Tensor:
