@@ -3,10 +3,10 @@
 import hashlib
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
@@ -17,12 +17,9 @@ from pi0_control.errors import ConfigError, Pi0Error
 if TYPE_CHECKING:
     from sims.evaluate import Actor, EpisodeResult
     from sims.tabletop_env import TabletopEnv
-    from sims.tasks import Task
 
 EXPERT, RANDOM = "expert", "random"
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
-
-Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 def main() -> None:
@@ -60,10 +57,11 @@ def evaluate(
     """
     from sims.evaluate import TaskResult, evaluate_task, write_results
     from sims.report import LEGEND, success_table
+    from sims.tasks import get_tasks
 
     if episodes < 1:
         raise ConfigError(f"--episodes is {episodes}; expected 1 or more.")
-    tasks, make_actor = _tasks(task), _actor_factory(policy, execution_horizon)
+    tasks, make_actor = get_tasks(task), _actor_factory(policy, execution_horizon)
     results: list[TaskResult] = []
     with _progress("{task.fields[success]}") as progress:
         for each in tasks:
@@ -103,10 +101,10 @@ def record(
     from sims import record as recorder
     from sims.scene import BLOCK_COLOURS
 
-    what = task if recorder.SCENES in task else tuple(each.name for each in _tasks(task))
+    recorder.recorded_tasks(task)  # refuses a wrong name before the folder is made
     with DatasetWriter(out, RobotSpec.from_yaml("arm6"), tuple(BLOCK_COLOURS)) as writer, _progress() as progress:
-        bar = progress.add_task(", ".join(what), total=episodes, completed=writer.num_episodes)
-        recorder.record(what, episodes, seed, writer, on_episode=lambda count: progress.update(bar, completed=count))
+        bar = progress.add_task(", ".join(task), total=episodes, completed=writer.num_episodes)
+        recorder.record(task, episodes, seed, writer, on_episode=lambda count: progress.update(bar, completed=count))
     print(f"{out}: {writer.num_episodes} episodes, {writer.num_frames} frames.")
 
 
@@ -126,12 +124,6 @@ class _SuccessCounter:
 def _progress(*fields: str) -> Progress:
     columns = [TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, fields)]
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-
-
-def _tasks(names: Sequence[str]) -> list["Task"]:
-    from sims.tasks import TASKS, get_task
-
-    return list(TASKS.values()) if "all" in names else [get_task(name) for name in names]
 
 
 def _actor_factory(policy: str, execution_horizon: int | None) -> Callable[["TabletopEnv"], "Actor"]:

@@ -16,7 +16,7 @@ from pi0_control.errors import ConfigError
 from sims.expert import Expert
 from sims.kinematics import gripper_down
 from sims.tabletop_env import TabletopEnv
-from sims.tasks import TASKS, Goal, Task, get_task
+from sims.tasks import Goal, Task, get_tasks
 
 SCENES = "scenes"
 """What to ask :func:`record` for to get random scenes instead of a task."""
@@ -78,22 +78,20 @@ def record(
     as if it had not been.
 
     Args:
-        what: names of tasks, or :data:`SCENES` alone.
+        what: names of tasks, ``all``, or :data:`SCENES` alone.
         on_episode: called with the number of episodes so far.
 
     Raises:
         ConfigError: an unknown task, or scenes mixed with tasks.
     """
-    if SCENES in what and len(what) > 1:
-        raise ConfigError(f"{SCENES!r} is recorded alone, got {', '.join(what)}.")
-    tasks = [TASKS["Reach"]] if SCENES in what else [get_task(name) for name in what]
-    env = TabletopEnv(tasks[0].name)
+    tasks = recorded_tasks(what)
+    env = TabletopEnv()
     try:
         attempt = 0
         while writer.num_episodes < episodes:
             before = writer.num_episodes
             rng = np.random.default_rng((seed, before, attempt))
-            if SCENES in what:
+            if not tasks:
                 _record_scenes(env, rng, writer)
             else:
                 _record_goals(env, tasks, rng, writer, disturbance or Disturbance())
@@ -101,6 +99,17 @@ def record(
             on_episode(min(writer.num_episodes, episodes))
     finally:
         env.close()
+
+
+def recorded_tasks(what: Sequence[str]) -> list[Task]:
+    """The tasks that ``what`` asks for: names, ``all``, or none for :data:`SCENES`.
+
+    Raises:
+        ConfigError: an unknown task, or scenes mixed with tasks.
+    """
+    if SCENES in what and len(what) > 1:
+        raise ConfigError(f"{SCENES!r} is recorded alone, got {', '.join(what)}.")
+    return [] if SCENES in what else get_tasks(what)
 
 
 def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter) -> None:

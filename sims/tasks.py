@@ -1,6 +1,6 @@
 """The four tasks: how each is worded, how long it may take, and when it is done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,3 +137,14 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ConfigError(f"No task {name!r}; the tasks are {', '.join(TASKS)}.")
     return TASKS[name]
+
+
+def get_tasks(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names; every task where one of them is ``all``.
+
+    Raises:
+        ConfigError: an unknown name, or none at all.
+    """
+    if not names:
+        raise ConfigError(f"No task was named; the tasks are {', '.join(TASKS)}, or all.")
+    return list(TASKS.values()) if "all" in names else [get_task(name) for name in names]
