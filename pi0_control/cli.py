@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pi0_control.errors import ConfigError, Pi0Error
+from pi0_control.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from sims.evaluate import Actor, EpisodeResult
@@ -26,7 +27,7 @@ def main() -> None:
     """Entry point of ``pi0``; user mistakes end with one sentence on stderr and exit code 2."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"eval": evaluate, "record": record},
+            {"eval": evaluate, "record": record, "train": train},
             prog="pi0",
             description="π0 and π0.5 policies: record demonstrations, train, and evaluate in simulation.",
         )
@@ -106,6 +107,45 @@ def record(
         bar = progress.add_task(", ".join(task), total=episodes, completed=writer.num_episodes)
         recorder.record(task, episodes, seed, writer, on_episode=lambda count: progress.update(bar, completed=count))
     print(f"{out}: {writer.num_episodes} episodes, {writer.num_frames} frames.")
+
+
+def train(
+    dataset: tuple[Path, ...],
+    out: Path,
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008  frozen
+    grounding: tuple[Path, ...] = (),
+    init: str | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a policy on recorded demonstrations; the result is a policy directory for ``pi0 eval --policy``.
+
+    Args:
+        dataset: one or more folders of demonstrations (LeRobotDataset v3.0).
+        out: the policy directory to write; checkpoint.pt and train_log.jsonl go there too.
+        config: of the training.
+        grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first; see
+            --grounding-steps.
+        init: a policy to start from, by name or directory, instead of random weights at mini's size.
+        resume: go on from the checkpoint in ``out``.
+    """
+    from pi0_control.model import Pi0Config
+    from pi0_control.policy import PolicyConfig
+    from pi0_control.robot import RobotSpec
+    from pi0_control.train.training import train as run
+    from sims.record import grounding_wordings
+
+    fresh = PolicyConfig.for_robot(RobotSpec.from_yaml("arm6"), Pi0Config.preset("mini"), execution_horizon=4)
+    run(
+        config,
+        dataset,
+        out,
+        None if init else fresh,
+        grounding_roots=grounding,
+        templates=grounding_wordings(),
+        init=init,
+        resume=resume,
+    )
+    print(f"{out}: try it with  pi0 eval --policy {out}")
 
 
 class _SuccessCounter:

@@ -16,7 +16,7 @@ from pi0_control.errors import ConfigError
 from sims.expert import Expert
 from sims.kinematics import gripper_down
 from sims.tabletop_env import TabletopEnv
-from sims.tasks import Goal, Task, get_tasks
+from sims.tasks import TASKS, Goal, Task, get_tasks
 
 SCENES = "scenes"
 """What to ask :func:`record` for to get random scenes instead of a task."""
@@ -110,6 +110,15 @@ def recorded_tasks(what: Sequence[str]) -> list[Task]:
     if SCENES in what and len(what) > 1:
         raise ConfigError(f"{SCENES!r} is recorded alone, got {', '.join(what)}.")
     return [] if SCENES in what else get_tasks(what)
+
+
+def grounding_wordings() -> tuple[str, ...]:
+    """Every wording of every task with ``{object}`` for the block to find and ``{other}`` for a second one."""
+    return tuple(
+        wording.replace("{block}", "{object}").replace("{onto}", "{other}")
+        for task in TASKS.values()
+        for wording in task.wordings
+    )
 
 
 def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter) -> None:

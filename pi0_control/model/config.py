@@ -28,6 +28,7 @@ class SiglipConfig:
     stem_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        """Refuse settings that do not exist or do not fit together."""
         _check_choices(self)
         object.__setattr__(self, "stem_channels", tuple(self.stem_channels))
         for name in ("image_size", "patch_size", "width", "num_heads", "mlp_dim"):
@@ -103,6 +104,7 @@ class Pi0Config:
     attn_backend: Literal["eager", "sdpa", "flex"] = "sdpa"
 
     def __post_init__(self) -> None:
+        """Refuse settings that do not exist or do not fit together."""
         _check_choices(self)
         for entry in fields(self):
             if entry.type is int:
@@ -222,7 +224,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 256,
         "action_dim": 7,
         "action_horizon": 16,
-        "max_token_len": 12,
+        "max_token_len": 16,
         "attn_backend": "eager",
     },
 }
