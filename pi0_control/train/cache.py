@@ -21,7 +21,12 @@ _VERSION = 1  # raise when the same videos would be decoded or resized to other 
 
 
 def decode_images(
-    dataset: Dataset, cameras: Sequence[str], size: int, cache_dir: str | Path, threads: int | None = None
+    dataset: Dataset,
+    cameras: Sequence[str],
+    size: int,
+    cache_dir: str | Path,
+    threads: int | None = None,
+    show_progress: bool = True,
 ) -> NDArray[np.uint8]:
     """All frames of some cameras, resized with padding as the policy will see them.
 
@@ -34,6 +39,7 @@ def decode_images(
         size: side of the images in pixels.
         cache_dir: folder for the file, made if needed.
         threads: videos decoded at the same time; by default one per core.
+        show_progress: draw a progress bar.
 
     Returns:
         uint8 [N, cameras, size, size, 3], read-only, mapped from the file.
@@ -47,7 +53,8 @@ def decode_images(
     path = Path(cache_dir) / f"images-{size}px-{fingerprint(dataset, cameras, size)}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _build(dataset, cameras, size, path, threads or os.cpu_count() or 1)
+        with _progress(show_progress) as progress:
+            _build(dataset, cameras, path, size, progress, threads or os.cpu_count() or 1)
     return np.load(path, mmap_mode="r")
 
 
@@ -63,7 +70,7 @@ def fingerprint(dataset: Dataset, cameras: Sequence[str], size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(dataset: Dataset, cameras: Sequence[str], size: int, path: Path, threads: int) -> None:
+def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, progress: Progress, threads: int) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}{layout.PARTIAL}")
     shape = (len(dataset), len(cameras), size, size, 3)
     jobs: dict[tuple[int, Path], list[Episode]] = {}  # one per video file
@@ -72,7 +79,7 @@ def _build(dataset: Dataset, cameras: Sequence[str], size: int, path: Path, thre
             jobs.setdefault((slot, episode.videos[camera].path), []).append(episode)
     try:
         out = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        with _progress() as progress, ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             task = progress.add_task("decoding images", total=len(dataset) * len(cameras))
 
             def decode(job: tuple[int, Path]) -> None:
@@ -102,5 +109,6 @@ def _decode_file(path: Path, episodes: Sequence[Episode], camera: str, fps: floa
         raise DatasetError(f"Video {path} lacks {len(wanted)} of the {total} frames that its episodes need.")
 
 
-def _progress() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _progress(visible: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not visible)

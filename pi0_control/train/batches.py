@@ -1,0 +1,157 @@
+"""Frames of a dataset as model inputs, without a line of Python per sample while training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pi0_control.errors import DatasetError
+from pi0_control.model import ModelInputs
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.train.config import TrainConfig
+from pi0_control.train.dataset import Dataset
+from pi0_control.types import Observation
+
+Indices = NDArray[np.int64]
+_ENCODE_AT_ONCE = 64
+
+
+class Draws:
+    """The randomness of one step: a function of the seed, the stage and the step, so nothing of it needs saving."""
+
+    def __init__(self, seed: int, stage: int, step: int, device: torch.device) -> None:
+        self.numpy = np.random.default_rng((seed, stage, step))
+        self.torch = torch.Generator(device).manual_seed(int(self.numpy.integers(2**62)))
+        self.device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, float32."""
+        return torch.randn(shape, generator=self.torch, device=self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1), float32."""
+        return torch.rand(shape, generator=self.torch, device=self.device)
+
+
+class FrameImages:
+    """Images of a dataset's frames in the camera slots of a model.
+
+    Args:
+        images: uint8 [N, used cameras, S, S, 3], the cameras in the order of their slots.
+        config: tells which slots have a camera.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], config: PolicyConfig) -> None:
+        self._images = images
+        self._used = [slot for slot, camera in enumerate(config.cameras.values()) if camera is not None]
+        self._num_slots = len(config.cameras)
+        self._wrists = [slot for slot, name in enumerate(config.cameras) if "wrist" in name and slot in self._used]
+
+    def get(self, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images float32 [B, cameras, 3, S, S] in [-1, 1] and their masks bool [B, cameras]."""
+        seen = torch.from_numpy(np.ascontiguousarray(self._images[indices])).to(device)
+        batch, side = len(indices), seen.shape[2]
+        images = torch.full((batch, self._num_slots, 3, side, side), -1.0, device=device)
+        images[:, self._used] = seen.permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1.0)
+        masks = torch.zeros(batch, self._num_slots, dtype=torch.bool, device=device)
+        masks[:, self._used] = True
+        return images, masks
+
+    def augment(self, images: Tensor, masks: Tensor, config: TrainConfig, draws: Draws) -> None:
+        """Change light and contrast of every image by chance, and mask one wrist camera now and then; in place."""
+        shape = (*masks.shape, 1, 1, 1)
+        images.mul_(1 + config.contrast_jitter * draws.normal(*shape))
+        images.add_(config.brightness_jitter * draws.normal(*shape)).clamp_(-1, 1)
+        if config.camera_dropout and self._wrists:
+            dropped = draws.uniform(len(masks)) < config.camera_dropout
+            wrists = torch.tensor(self._wrists, device=masks.device)
+            which = wrists[(draws.uniform(len(masks)) * len(wrists)).long()]
+            rows = torch.arange(len(masks), device=masks.device)
+            masks[rows, which] &= ~dropped
+            images.masked_fill_(~masks[..., None, None, None], -1.0)  # what the policy gets for a missing camera
+
+
+def encode_prompts(
+    prompts: Sequence[str], states: NDArray[np.float32], transforms: PolicyTransforms
+) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [n, T] and masks bool [n, T] of prompts and their states [n, D], as the policy will encode them."""
+    side = transforms.config.model.vision.image_size
+    black = {camera: np.zeros((side, side, 3), np.uint8) for camera in transforms.config.robot.cameras}
+    tokens, masks = [], []
+    for start in range(0, len(prompts), _ENCODE_AT_ONCE):
+        rows = range(start, min(start + _ENCODE_AT_ONCE, len(prompts)))
+        inputs = transforms.inputs([Observation(black, states[row], prompts[row]) for row in rows])
+        tokens.append(inputs.tokens)
+        masks.append(inputs.token_mask)
+    return torch.cat(tokens), torch.cat(masks)
+
+
+class FrameInputs:
+    """All of a dataset that the model takes in, ready to be indexed.
+
+    Args:
+        dataset: N frames of the policy's robot.
+        images: uint8 [N, used cameras, S, S, 3].
+        transforms: of the policy.
+
+    Raises:
+        ObservationError: an instruction does not fit the tokenizer.
+    """
+
+    def __init__(self, dataset: Dataset, images: NDArray[np.uint8], transforms: PolicyTransforms) -> None:
+        config = transforms.config
+        self.images = FrameImages(images, config)
+        normalized = transforms.norm_stats.state.normalize(dataset.states, config.norm, config.norm_eps)
+        padding = config.model.action_dim - normalized.shape[1]
+        self._states = torch.from_numpy(np.pad(normalized, ((0, 0), (0, padding))))
+        if config.discrete_state_input:  # every frame has its own tokens
+            prompts = [dataset.prompt(index) for index in range(len(dataset))]
+            self._tokens, self._token_masks = encode_prompts(prompts, dataset.states, transforms)
+            self._rows = torch.arange(len(dataset))
+        else:
+            states = np.zeros((len(dataset.tasks), dataset.states.shape[1]), np.float32)
+            self._tokens, self._token_masks = encode_prompts(dataset.tasks, states, transforms)
+            self._rows = torch.from_numpy(dataset.task_index)
+
+    def get(self, indices: Indices, device: torch.device) -> ModelInputs:
+        """The inputs of some frames, as they are."""
+        images, masks = self.images.get(indices, device)
+        rows = self._rows[indices]
+        tokens, token_mask = self._tokens[rows].to(device), self._token_masks[rows].to(device)
+        return ModelInputs(images, masks, tokens, token_mask, self._states[indices].to(device))
+
+    def get_augmented(self, indices: Indices, config: TrainConfig, draws: Draws) -> ModelInputs:
+        """The inputs of some frames with random changes to images and state."""
+        inputs = self.get(indices, draws.device)
+        self.images.augment(inputs.images, inputs.image_masks, config, draws)
+        inputs.state += config.state_noise * draws.normal(*inputs.state.shape) * (inputs.state != 0)
+        inputs.state *= draws.uniform(len(indices), 1) >= config.state_dropout
+        return inputs
+
+
+def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Frames to learn from and frames held out, by whole episodes chosen at random.
+
+    Raises:
+        DatasetError: one episode, so that none can be held out.
+    """
+    number = len(dataset.episodes)
+    held_out = max(1, round(fraction * number)) if fraction else 0
+    if held_out >= number:
+        raise DatasetError(f"The dataset has {number} episode; expected two or more, or a validation_fraction of 0.")
+    chosen = np.random.default_rng(seed).permutation(number)[:held_out]
+    is_held_out = np.isin(dataset.episode_index, chosen)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def draw_frames(frames: Indices, number: int, draws: Draws) -> Indices:
+    """Random frames in rising order, which reads a mapped file fastest."""
+    return np.sort(frames[draws.numpy.integers(len(frames), size=number)])
+
+
+def evenly(frames: Indices, number: int) -> Indices:
+    """At most ``number`` frames, spread over all of them."""
+    return frames[np.unique(np.linspace(0, len(frames) - 1, min(number, len(frames))).astype(np.int64))]

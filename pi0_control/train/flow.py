@@ -1,0 +1,167 @@
+"""Flow matching: learn the velocity from noise to the demonstrated actions, several draws per encoded prefix."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pi0_control.model import ModelInputs, sample_actions, sample_time
+from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.train.batches import Draws, FrameInputs, Indices, draw_frames, evenly, split_episodes
+from pi0_control.train.config import TrainConfig
+from pi0_control.train.dataset import Dataset
+from pi0_control.train.grounding import Learner
+
+_VALIDATION_FRAMES = 256
+_VALIDATION = 1000  # stage number of its draws
+
+
+@dataclass
+class FlowTargets:
+    """What the model should say for B frames.
+
+    Attributes:
+        actions: float32 [B, H, action_dim] in model space.
+        joints: how many of the action dimensions are not padding.
+        is_real: float32 [B, H], 0 behind the end of the episode.
+        position: float32 [B, 3], of the object the instruction names [m].
+        has_position: float32 [B], 0 where it names none.
+    """
+
+    joints: int
+    actions: Tensor
+    is_real: Tensor
+    position: Tensor
+    has_position: Tensor
+
+
+class FlowStage:
+    """Demonstrations: predict the action chunk that follows each frame.
+
+    Args:
+        dataset: N frames.
+        images: uint8 [N, used cameras, S, S, 3].
+        transforms: of the policy.
+        config: of the training.
+    """
+
+    name = "policy"
+
+    def __init__(
+        self, dataset: Dataset, images: NDArray[np.uint8], transforms: PolicyTransforms, config: TrainConfig
+    ) -> None:
+        self.steps = config.steps
+        self.samples_per_step = config.batch_size
+        self._config = config
+        self._dataset = dataset
+        self._transforms = transforms
+        self._inputs = FrameInputs(dataset, images, transforms)
+        self._frames, held_out = split_episodes(dataset, config.validation_fraction, config.seed)
+        self._held_out = evenly(held_out, _VALIDATION_FRAMES) if len(held_out) else held_out
+        self._weight = config.grounding_weight if (dataset.targets >= 0).any() else 0.0
+        self._forward = torch.compile(flow_losses) if config.compile else flow_losses
+
+    def losses(self, learner: Learner, draws: Draws) -> dict[str, Tensor]:
+        """The losses of one random batch; ``loss`` is the one to be minimised."""
+        indices = draw_frames(self._frames, self._config.batch_size, draws)
+        inputs = self._inputs.get_augmented(indices, self._config, draws)
+        targets = self.targets(indices, draws.device)
+        return self._weighed(self._forward(learner, inputs, targets, *self._noise(len(indices), draws), self._locates))
+
+    def targets(self, indices: Indices, device: torch.device) -> FlowTargets:
+        """What the model should say for some frames."""
+        data = self._dataset
+        actions, is_pad = data.action_chunks(indices, self._transforms.config.model.action_horizon)
+        target = data.targets[indices]
+        if data.object_names:
+            position = data.objects[indices, np.maximum(target, 0)]
+        else:
+            position = np.zeros((len(indices), 3), np.float32)
+        arrays = (self._transforms.targets(actions, data.states[indices]), ~is_pad, position, target >= 0)
+        joints = len(self._transforms.config.robot.joints)
+        return FlowTargets(joints, *(torch.from_numpy(np.asarray(array, np.float32)).to(device) for array in arrays))
+
+    @torch.no_grad()
+    def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
+        """On held-out frames: the flow's loss, the mean error of sampled actions (in the robot's unit, grippers left
+        out) and the median error of the named object's position [m].
+        """
+        flow, actions, positions = [], [], []
+        for start in range(0, len(self._held_out), self._config.batch_size):
+            indices = self._held_out[start : start + self._config.batch_size]
+            draws = Draws(self._config.seed, _VALIDATION, start, device)
+            inputs, targets = self._inputs.get(indices, device), self.targets(indices, device)
+            losses = flow_losses(learner, inputs, targets, *self._noise(len(indices), draws), self._locates)
+            flow.append(float(losses["flow_loss"]))
+            sampled = sample_actions(
+                learner.policy, inputs, draws.normal(*targets.actions.shape), self._transforms.config.num_steps
+            )
+            actions.append(self._action_error(sampled, indices))
+            if self._locates:
+                distance = learner.head.error_m(losses["predicted"], targets.position)
+                positions.append(distance[targets.has_position > 0].cpu().numpy())
+        if not flow:
+            return {}
+        scores = {"flow_loss": float(np.mean(flow)), "action_error": float(np.concatenate(actions).mean())}
+        if any(len(part) for part in positions):
+            scores["grounding_error_m"] = float(np.median(np.concatenate(positions)))
+        return scores
+
+    def _action_error(self, sampled: Tensor, indices: Indices) -> NDArray[np.float32]:
+        """Mean absolute error of every action inside its episode, [actions]."""
+        actions, is_pad = self._dataset.action_chunks(indices, sampled.shape[1])
+        predicted = self._transforms.actions(sampled.float().cpu().numpy(), self._dataset.states[indices])
+        gripper = self._transforms.config.robot.gripper_mask
+        judged = gripper if gripper.all() else ~gripper
+        return np.abs(predicted - actions)[..., judged].mean(-1)[~is_pad]
+
+    @property
+    def _locates(self) -> bool:
+        return self._weight > 0
+
+    def _noise(self, batch: int, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Noise [B * K, H, action_dim] and times [B * K]."""
+        rows, model = batch * self._config.noise_draws_per_prefix, self._transforms.config.model
+        noise = draws.normal(rows, model.action_horizon, model.action_dim)
+        return noise, sample_time(rows, draws.torch, draws.device)
+
+    def _weighed(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses.pop("predicted", None)
+        total = losses["flow_loss"] + self._weight * losses.get("grounding_loss", torch.zeros(()))
+        return {"loss": total, **losses}
+
+
+def flow_losses(
+    learner: Learner, inputs: ModelInputs, targets: FlowTargets, noise: Tensor, time: Tensor, locate: bool
+) -> dict[str, Tensor]:
+    """Losses of one batch of B frames with K noise draws each.
+
+    Args:
+        noise: [B * K, H, action_dim], the draws of a frame in a row.
+        time: [B * K], 1 noise .. 0 data.
+        locate: also tell where the named object is.
+
+    Returns:
+        ``flow_loss``: squared error of the velocity over the actions inside the episode, summed over the action
+        dimensions and divided by the real ones (padding is trained too, since sampling feeds it back). With
+        ``locate`` also ``grounding_loss`` and the ``predicted`` positions [B, 3], normalised.
+    """
+    draws = len(noise) // inputs.batch_size
+    cache = learner.policy.encode_prefix(inputs, with_hidden=locate)
+    repeated = replace(cache, hidden=None).repeat_interleave(draws)
+    actions = targets.actions.repeat_interleave(draws, dim=0)
+    t = time[:, None, None]
+    x_t = t * noise + (1 - t) * actions
+    state = inputs.state.repeat_interleave(draws, dim=0)
+    velocity = learner.policy.denoise_step(state, repeated, x_t, time)
+    error = (velocity - (noise - actions)).square().sum(-1)
+    real = targets.is_real.repeat_interleave(draws, dim=0)
+    losses = {"flow_loss": (error * real).sum() / (real.sum() * targets.joints)}
+    if locate:
+        assert cache.hidden is not None
+        predicted = learner.head(cache.hidden, inputs.token_mask)
+        off = learner.head.loss(predicted, targets.position) * targets.has_position
+        losses |= {"grounding_loss": off.sum() / targets.has_position.sum().clamp(min=1), "predicted": predicted}
+    return losses

@@ -1,0 +1,236 @@
+"""Trainer: runs the stages of a training one after another, so that an interrupted run goes on exactly."""
+
+import copy
+import math
+import time as clock
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pi0_control.errors import CheckpointError, DatasetError
+from pi0_control.train.batches import Draws
+from pi0_control.train.config import TrainConfig
+from pi0_control.train.grounding import Learner
+from pi0_control.train.run_folder import Checkpoint, RunFolder
+
+
+class Stage(Protocol):
+    """One part of a training with its data and its losses."""
+
+    name: str
+    steps: int
+    samples_per_step: int
+
+    def losses(self, learner: Learner, draws: Draws) -> dict[str, Tensor]:
+        """Losses of one random batch; ``loss`` is the one to be minimised."""
+
+    def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
+        """Scores on held-out data, without gradients; empty when none is held out."""
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Rate of the step with this number (from 0) of a stage: linear warm-up to the peak, then half a cosine down."""
+    warmup = min(config.warmup_steps, steps // 2)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
+
+
+def update_average(averaged: nn.Module, learner: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights, in place; the decay is shorter in the first steps."""
+    ramped = min(decay, (step + 1) / (step + 20))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(averaged.parameters()), list(learner.parameters()), 1 - ramped)
+
+
+class Trainer:
+    """Trains a learner stage by stage; each stage has its own optimiser and learning-rate schedule.
+
+    Args:
+        config: of the training.
+        learner: starts from its present weights; moved to the config's device.
+        stages: those with no steps are skipped.
+        folder: where checkpoint and log go.
+        settings: identifies the run; a checkpoint of another one is refused.
+        on_checkpoint: called with the averaged weights, the stage's name and the number of its steps done, whenever
+            a checkpoint was written.
+        show_progress: draw a progress bar and print validation scores.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        learner: Learner,
+        stages: Sequence[Stage],
+        folder: RunFolder,
+        settings: str = "",
+        on_checkpoint: Callable[[Learner, str, int], None] = lambda averaged, stage, step: None,
+        show_progress: bool = True,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(config.device)
+        self.learner = learner.to(self.device).train()
+        self.averaged = copy.deepcopy(self.learner).requires_grad_(False).eval()
+        self.stages = [stage for stage in stages if stage.steps]
+        self._folder = folder
+        self._settings = settings
+        self._on_checkpoint = on_checkpoint
+        self._stage, self._step = 0, 0
+        self._optimizer = self._new_optimizer()
+        self._progress = _progress(show_progress)
+
+    def resume(self) -> None:
+        """Go back to where the folder's checkpoint stands.
+
+        Raises:
+            CheckpointError: there is none, it is broken, or it is of a run with other settings.
+        """
+        checkpoint = self._folder.load()
+        if checkpoint.settings != self._settings:
+            raise CheckpointError(
+                f"{self._folder.checkpoint_file} is of a run with other settings, data or sizes; resume with the same "
+                "ones or train into another folder."
+            )
+        self.learner.load_state_dict(checkpoint.learner)
+        self.averaged.load_state_dict(checkpoint.averaged)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self._stage, self._step = checkpoint.stage, checkpoint.step
+        self._folder.rewind_log([stage.name for stage in self.stages], checkpoint)
+
+    def run(self) -> Learner:
+        """Train to the end.
+
+        Returns:
+            The averaged weights.
+
+        Raises:
+            DatasetError: the loss is not finite any more; the last checkpoint still is.
+        """
+        with self._progress:
+            while self._stage < len(self.stages):
+                self._run_stage(self.stages[self._stage])
+                if self._stage + 1 < len(self.stages):
+                    self._next_stage()
+                else:
+                    break
+        return self.averaged
+
+    def _next_stage(self) -> None:
+        """Start the next stage from the averaged weights, with a fresh optimiser."""
+        self._stage, self._step = self._stage + 1, 0
+        self.learner.load_state_dict(self.averaged.state_dict())
+        self._optimizer = self._new_optimizer()
+
+    def _run_stage(self, stage: Stage) -> None:
+        bar = self._progress.add_task(stage.name, total=stage.steps, completed=self._step, scores="")
+        meter = _Meter(stage.samples_per_step)
+        while self._step < stage.steps:
+            meter.add(self._train_step(stage))
+            self._step += 1
+            is_last = self._step == stage.steps
+            saves = is_last or self._step % self.config.checkpoint_every == 0
+            if saves or self._step % self.config.log_every == 0:
+                self._log(stage, meter, bar)
+            if is_last or self._step % self.config.validate_every == 0:
+                self._validate(stage)
+                meter.pause()
+            if saves:
+                self._save(stage)
+                meter.pause()
+            self._progress.update(bar, completed=self._step)
+
+    def _train_step(self, stage: Stage) -> dict[str, Tensor]:
+        draws = Draws(self.config.seed, self._stage, self._step, self.device)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self._step, stage.steps)
+        with self._autocast():
+            losses = stage.losses(self.learner, draws)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
+        self._optimizer.step()
+        update_average(self.averaged, self.learner, self.config.ema_decay, self._step)
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _log(self, stage: Stage, meter: "_Meter", bar: Any) -> None:
+        scores = meter.flush()
+        if not math.isfinite(scores["loss"]):
+            raise DatasetError(
+                f"The loss is {scores['loss']} at step {self._step} of stage {stage.name!r}; expected a finite number: "
+                "lower the learning rate or look at the data."
+            )
+        rate = learning_rate(self.config, self._step - 1, stage.steps)
+        self._folder.log({"stage": stage.name, "step": self._step, "learning_rate": rate, **scores})
+        text = f"loss {scores['loss']:.4f}  {scores['samples_per_s']:.0f} samples/s"
+        self._progress.update(bar, scores=text)
+
+    def _validate(self, stage: Stage) -> None:
+        with self._autocast():
+            scores = stage.validate(self.averaged, self.device)
+        if scores:
+            self._folder.log({"stage": stage.name, "step": self._step, "validation": scores})
+            text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+            self._progress.console.print(f"{stage.name} {self._step}: {text}")
+
+    def _save(self, stage: Stage) -> None:
+        state = self._optimizer.state_dict()
+        learner, averaged = self.learner.state_dict(), self.averaged.state_dict()
+        self._folder.save(Checkpoint(self._settings, self._stage, self._step, learner, averaged, state))
+        self._on_checkpoint(self.averaged, stage.name, self._step)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        matrices = [p for p in self.learner.parameters() if p.dim() >= 2]
+        others = [p for p in self.learner.parameters() if p.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=self.config.betas, fused=True)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+
+class _Meter:
+    """Mean losses and speed since the last time it was read."""
+
+    def __init__(self, samples_per_step: int) -> None:
+        self._samples_per_step = samples_per_step
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._seconds = 0.0
+        self._since = clock.perf_counter()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+        self._steps += 1
+        self._lap()
+
+    def pause(self) -> None:
+        """Do not count the time since the last step."""
+        self._since = clock.perf_counter()
+
+    def flush(self) -> dict[str, float]:
+        means = {name: float(total) / self._steps for name, total in self._sums.items()}
+        self._lap()
+        means["samples_per_s"] = round(self._steps * self._samples_per_step / self._seconds, 1)
+        self._sums, self._steps, self._seconds = {}, 0, 0.0
+        return means
+
+    def _lap(self) -> None:
+        now = clock.perf_counter()
+        self._seconds += now - self._since
+        self._since = now
+
+
+def _progress(visible: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[scores]}"))
+    progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not visible)
+    progress.console.quiet = not visible
+    return progress

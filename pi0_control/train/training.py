@@ -1,0 +1,203 @@
+"""train(): from recordings to a policy directory, in one call."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pi0_control.errors import CheckpointError, ConfigError, DatasetError
+from pi0_control.model import Pi0
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
+from pi0_control.policy.policy import POLICIES_DIR, TOKENIZER_FILE, Pi0Policy
+from pi0_control.policy.tokenizer import Tokenizer
+from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.train.batches import split_episodes
+from pi0_control.train.cache import decode_images, fingerprint
+from pi0_control.train.config import TrainConfig
+from pi0_control.train.dataset import Dataset
+from pi0_control.train.flow import FlowStage
+from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner
+from pi0_control.train.run_folder import RunFolder
+from pi0_control.train.trainer import Stage, Trainer
+
+Paths = Sequence[str | Path]
+MINI_TOKENIZER = POLICIES_DIR / "mini" / TOKENIZER_FILE
+
+_MIN_SPREAD = 1e-3  # a joint that hardly moves must not blow up when it is normalised
+_FREE_TO_CHANGE = ("device", "threads", "log_every", "validate_every", "checkpoint_every")  # when a run is resumed
+
+
+def train(
+    config: TrainConfig,
+    dataset_roots: Paths,
+    out: str | Path,
+    policy_config: PolicyConfig | None = None,
+    *,
+    grounding_roots: Paths = (),
+    templates: Sequence[str] = (),
+    tokenizer: str | Path = MINI_TOKENIZER,
+    init: str | Path | None = None,
+    keep_norm_stats: bool = False,
+    resume: bool = False,
+    cache_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> Pi0Policy:
+    """Learn what words mean from random scenes (if asked for), then the demonstrations; write a policy directory.
+
+    Args:
+        config: of the training.
+        dataset_roots: demonstrations.
+        out: the policy directory to write; it also gets ``checkpoint.pt`` and ``train_log.jsonl``. The policy in it is
+            brought up to date with every checkpoint.
+        policy_config: of a policy that starts from random weights.
+        grounding_roots: random scenes with object positions.
+        templates: wordings with ``{object}``, for the random scenes.
+        tokenizer: SentencePiece model of a policy that starts from random weights.
+        init: a policy (name or directory) to start from, instead of ``policy_config`` and ``tokenizer``.
+        keep_norm_stats: normalise as ``init`` does, not by the statistics of the demonstrations.
+        resume: go on from the checkpoint in ``out``.
+        cache_dir: where decoded images are kept; by default a folder ``.cache`` beside each first root.
+        show_progress: draw progress bars and print validation scores.
+
+    Raises:
+        ConfigError: options that do not go together.
+        DatasetError: recordings that cannot be read or do not fit the policy.
+        CheckpointError: ``out`` holds a run and ``resume`` is not set, or its checkpoint does not fit.
+    """
+    folder = RunFolder(out)
+    if folder.checkpoint_file.exists() and not resume:
+        raise CheckpointError(f"{folder.path} holds a training run; resume it or train into another folder.")
+    if (policy_config is None) == (init is None):
+        raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
+    if config.grounding_steps and not grounding_roots:
+        raise ConfigError(f"{config.grounding_steps} grounding steps need random scenes; got no grounding dataset.")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    dataset = Dataset.open(dataset_roots)
+    model, transforms = _start(config, dataset, policy_config, tokenizer, init, keep_norm_stats)
+    data = [(dataset, *_images(dataset, transforms.config, cache_dir, show_progress))]
+    stages: list[Stage] = []
+    if config.grounding_steps:
+        scenes = Dataset.open(grounding_roots)
+        _check_fit(scenes, transforms.config)
+        data.append((scenes, *_images(scenes, transforms.config, cache_dir, show_progress)))
+        stages.append(GroundingStage(scenes, data[1][1], transforms, templates, config))
+    stages.append(FlowStage(dataset, data[0][1], transforms, config))
+    positions = np.concatenate([part.objects.reshape(-1, 3) for part, _, _ in data])
+    torch.manual_seed(config.seed)
+    learner = Learner(model, GroundingHead(model.config.prefix_width, positions))
+    trainer = Trainer(
+        config,
+        learner,
+        stages,
+        folder,
+        settings=_settings(config, transforms.config, [mark for _, _, mark in data], templates),
+        on_checkpoint=_saver(config, transforms, dataset, folder.path),
+        show_progress=show_progress,
+    )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if resume:
+        trainer.resume()
+    trainer.run()
+    return Pi0Policy.from_pretrained(folder.path)
+
+
+def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[np.int64]) -> NormStats:
+    """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them."""
+    identity = VectorStats(*(np.full(dataset.states.shape[1], value) for value in (0.0, 1.0, -1.0, 1.0)))
+    tokenizer = Tokenizer(MINI_TOKENIZER, config.model.max_token_len)
+    transforms = PolicyTransforms(config, NormStats(identity, identity), tokenizer)
+    state, actions = RunningStats(dataset.states.shape[1]), RunningStats(dataset.actions.shape[1])
+    for part in np.array_split(frames, max(1, len(frames) // 4096)):
+        state.update(dataset.states[part])
+        chunks, is_pad = dataset.action_chunks(part, config.model.action_horizon)
+        actions.update(transforms.deltas(chunks, dataset.states[part])[~is_pad])
+    return NormStats(_with_spread(state.result()), _with_spread(actions.result()))
+
+
+def _with_spread(stats: VectorStats) -> VectorStats:
+    """The statistics with a smallest spread, so that normalising never magnifies mere noise."""
+    assert stats.q01 is not None
+    assert stats.q99 is not None
+    missing = np.maximum(_MIN_SPREAD - (stats.q99 - stats.q01), 0) / 2
+    return VectorStats(stats.mean, np.maximum(stats.std, _MIN_SPREAD), stats.q01 - missing, stats.q99 + missing)
+
+
+def _start(
+    config: TrainConfig,
+    dataset: Dataset,
+    policy_config: PolicyConfig | None,
+    tokenizer: str | Path,
+    init: str | Path | None,
+    keep_norm_stats: bool,
+) -> tuple[Pi0, PolicyTransforms]:
+    """The network to start from and the transforms of its policy."""
+    frames, _ = split_episodes(dataset, config.validation_fraction, config.seed)
+    if init is not None:
+        policy = Pi0Policy.from_pretrained(init)
+        _check_fit(dataset, policy.config)
+        if keep_norm_stats:
+            return policy.model, policy.transforms
+        norm_stats = compute_norm_stats(dataset, policy.config, frames)
+        return policy.model, PolicyTransforms(policy.config, norm_stats, policy.transforms.tokenizer)
+    assert policy_config is not None
+    _check_fit(dataset, policy_config)
+    pieces = Tokenizer(tokenizer, policy_config.model.max_token_len)
+    transforms = PolicyTransforms(policy_config, compute_norm_stats(dataset, policy_config, frames), pieces)
+    torch.manual_seed(config.seed)
+    return Pi0(policy_config.model), transforms
+
+
+def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
+    joints, root = len(config.robot.joints), dataset.roots[0]
+    for name, values in (("states", dataset.states), ("actions", dataset.actions)):
+        if values.shape[1] != joints:
+            raise DatasetError(f"{root} has {name} of {values.shape[1]} numbers; the policy's robot has {joints}.")
+    if dataset.fps != config.robot.control_rate_hz:
+        raise DatasetError(f"{root} has {dataset.fps} fps; the policy's robot runs at {config.robot.control_rate_hz}.")
+
+
+def _images(dataset: Dataset, config: PolicyConfig, cache_dir: str | Path | None) -> tuple[NDArray[np.uint8], str]:
+    """Decoded images of the cameras the policy looks through, and their fingerprint."""
+    cameras = [camera for camera in config.cameras.values() if camera is not None]
+    size, folder = config.model.vision.image_size, cache_dir or dataset.roots[0].absolute().parent / ".cache"
+    images = decode_images(dataset, cameras, size, folder, show_progress=show_progress)
+    return images, fingerprint(dataset, cameras, size)
+
+
+def _settings(config: TrainConfig, policy: PolicyConfig, marks: Sequence[str], templates: Sequence[str]) -> str:
+    """Everything that the losses of a run depend on, as text."""
+    chosen = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
+    return json.dumps([chosen, policy.to_dict(), list(marks), list(templates)], sort_keys=True)
+
+
+def _saver(
+    config: TrainConfig, transforms: PolicyTransforms, dataset: Dataset, folder: Path
+) -> Callable[[Learner, str, int], None]:
+    """What writes the policy directory from averaged weights."""
+
+    def save(averaged: Learner, stage: str, step: int) -> None:
+        model = Pi0(transforms.config.model)
+        model.load_state_dict(averaged.policy.state_dict())
+        provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
+        policy_config = replace(transforms.config, provenance=provenance)
+        Pi0Policy(model, policy_config, transforms.norm_stats, transforms.tokenizer).save(folder)
+
+    return save
+
+
+def _provenance(config: TrainConfig, dataset: Dataset, stage: str, step: int) -> dict[str, Any]:
+    return {
+        "datasets": [root.name for root in dataset.roots],
+        "episodes": len(dataset.episodes),
+        "frames": len(dataset),
+        "stage": stage,
+        "step": step,
+        "config": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()},
+    }

@@ -1,0 +1,288 @@
+"""The trainer's laws: it learns, it resumes as if it had not stopped, and it trains on what the policy will see."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pi0_control.errors import CheckpointError, ConfigError, DatasetError
+from pi0_control.model import Pi0Config, SiglipConfig
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.policy import Pi0Policy
+from pi0_control.policy.tokenizer import Tokenizer
+from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.robot import Joint, RobotSpec
+from pi0_control.train import Dataset, DatasetWriter
+from pi0_control.train.batches import Draws, FrameInputs, split_episodes
+from pi0_control.train.cache import decode_images
+from pi0_control.train.config import TrainConfig
+from pi0_control.train.flow import FlowStage
+from pi0_control.train.trainer import learning_rate
+from pi0_control.train.training import MINI_TOKENIZER, compute_norm_stats, train
+from pi0_control.types import Observation
+
+ROBOT = RobotSpec(
+    "two_joints",
+    (Joint("swing", "revolute", -2, 2, 1, 1, 0), Joint("grip", "gripper", 0, 1, 1, 1, 1)),
+    ("front", "wrist"),
+    20.0,
+)
+MODEL = Pi0Config(
+    vision=SiglipConfig(image_size=16, width=32, depth=0, num_heads=2, mlp_dim=32, stem="conv", stem_channels=(8, 16)),
+    prefix_width=32,
+    prefix_mlp_dim=64,
+    action_width=32,
+    action_mlp_dim=64,
+    depth=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=256,
+    action_dim=3,
+    action_horizon=4,
+    max_token_len=12,
+    num_cameras=2,
+    attn_backend="eager",
+)
+POLICY = PolicyConfig.for_robot(ROBOT, MODEL, num_steps=4)
+QUICK = TrainConfig(
+    steps=8,
+    batch_size=8,
+    warmup_steps=2,
+    noise_draws_per_prefix=2,
+    validation_fraction=0.25,
+    log_every=1,
+    validate_every=4,
+    checkpoint_every=3,
+    bf16=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Swing to the side on which the red block is, wherever the arm was."""
+    root = tmp_path_factory.mktemp("demonstrations") / "data"
+    rng = np.random.default_rng(0)
+    with DatasetWriter(root, ROBOT, ("red", "blue"), (32, 32)) as recorder:
+        for episode in range(12):
+            sides = np.array([-1.0, 1.0]) * (1 if episode // 2 % 2 else -1)
+            target = episode % 2
+            for _ in range(6):
+                swing = rng.uniform(-0.5, 0.5)  # tells nothing about the goal
+                objects = [[side * 0.2, 0.1, 0.0] for side in sides]
+                images = {"front": draw(sides), "wrist": draw(sides)[::-1]}
+                recorder.add_frame(images, [swing, 1], [0.6 * sides[0], 1], objects)
+            recorder.save_episode(f"reach the {('red', 'blue')[target]} block", target)
+    return root
+
+
+def draw(sides: np.ndarray) -> np.ndarray:
+    image = np.full((32, 32, 3), 40, np.uint8)
+    for colour, side in zip(((220, 30, 30), (30, 30, 220)), sides, strict=True):
+        image[8:24, slice(2, 14) if side < 0 else slice(18, 30)] = colour
+    return image
+
+
+@pytest.fixture(scope="module")
+def parts(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Dataset, decoded images and transforms."""
+    dataset = Dataset.open(demonstrations)
+    images = decode_images(dataset, ROBOT.cameras, 16, tmp_path_factory.mktemp("cache"), threads=1)
+    norm_stats = compute_norm_stats(dataset, POLICY, np.arange(len(dataset)))
+    return dataset, images, PolicyTransforms(POLICY, norm_stats, Tokenizer(MINI_TOKENIZER, MODEL.max_token_len))
+
+
+def lines(out: Path, key: str = "loss") -> list[dict]:
+    entries = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "samples_per_s"} for entry in entries if key in entry]
+
+
+def run(config: TrainConfig, data: Path, out: Path, **options) -> Pi0Policy:
+    options = {"policy_config": POLICY, "cache_dir": data.parent / "cache", "show_progress": False, **options}
+    return train(config, [data], out, **options)
+
+
+def test_learns_to_follow_the_demonstrations(demonstrations: Path, tmp_path: Path):
+    config = replace(QUICK, steps=120, batch_size=16, learning_rate=3e-3, log_every=10, state_dropout=0.0)
+    policy = run(replace(config, validate_every=120, checkpoint_every=120), demonstrations, tmp_path)
+    losses = [entry["flow_loss"] for entry in lines(tmp_path)]
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+    for side in (-1.0, 1.0):
+        image = draw(np.array([side, -side]))
+        seen = {"front": image, "wrist": image[::-1]}
+        chunk = policy.infer(Observation(seen, np.array([0.1, 1.0], np.float32), "reach the red block"))
+        np.testing.assert_allclose(chunk.actions[:, 0], 0.6 * side, atol=0.3)
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(QUICK, demonstrations, tmp_path / "whole")
+
+    losses, calls = FlowStage.losses, []
+
+    def interrupted(stage, learner, draws):
+        calls.append(draws)
+        if len(calls) == 6:  # two steps behind the checkpoint of step 3
+            raise KeyboardInterrupt
+        return losses(stage, learner, draws)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowStage, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(QUICK, demonstrations, tmp_path / "torn")
+    resumed = run(QUICK, demonstrations, tmp_path / "torn", resume=True)
+    assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
+    assert lines(tmp_path / "torn", "validation") == lines(tmp_path / "whole", "validation")
+    expected = Pi0Policy.from_pretrained(tmp_path / "whole").model.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrations: Path, tmp_path: Path):
+    config = replace(QUICK, steps=2)
+    run(config, demonstrations, tmp_path)
+    with pytest.raises(CheckpointError, match="holds a training run"):
+        run(config, demonstrations, tmp_path)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(replace(config, seed=1), demonstrations, tmp_path, resume=True)
+    run(replace(config, threads=1), demonstrations, tmp_path, resume=True)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        run(config, demonstrations, tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        run(config, demonstrations, tmp_path / "new", resume=True)
+
+
+def test_the_policy_tells_where_it_comes_from(demonstrations: Path, tmp_path: Path):
+    policy = run(replace(QUICK, steps=2), demonstrations, tmp_path)
+    training = policy.config.provenance["training"]
+    assert (training["episodes"], training["step"], training["config"]["steps"]) == (12, 2, 2)
+    assert str(tmp_path) not in (tmp_path / "policy.json").read_text()
+
+
+def test_training_goes_on_from_a_policy(demonstrations: Path, tmp_path: Path):
+    first = run(replace(QUICK, steps=2), demonstrations, tmp_path / "first")
+    gentle = replace(QUICK, steps=1, learning_rate=1e-9)
+    options = {"policy_config": None, "init": tmp_path / "first", "keep_norm_stats": True}
+    second = run(gentle, demonstrations, tmp_path / "second", **options)
+    for name, value in second.model.state_dict().items():
+        torch.testing.assert_close(value, first.model.state_dict()[name], atol=1e-6, rtol=0)
+
+
+def test_training_inputs_are_those_of_the_policy(parts):
+    dataset, images, transforms = parts
+    indices = np.array([0, 7, 20])
+    got = FrameInputs(dataset, images, transforms).get(indices, torch.device("cpu"))
+    seen = [dict(zip(ROBOT.cameras, images[index], strict=True)) for index in indices]
+    expected = transforms.inputs(
+        [Observation(s, dataset.states[i], dataset.prompt(i)) for s, i in zip(seen, indices, strict=True)]
+    )
+    for name, value in vars(expected).items():
+        torch.testing.assert_close(getattr(got, name), value, atol=1e-6, rtol=0)
+
+
+def test_training_inputs_of_prompts_with_the_state_in_them(parts):
+    dataset, images, transforms = parts
+    model = replace(MODEL, state_input="none", ada_norm="adarms", max_token_len=64)
+    config = PolicyConfig.for_robot(ROBOT, model, prompt_format="pi05", discrete_state_input=True)
+    transforms = PolicyTransforms(config, transforms.norm_stats, Tokenizer(MINI_TOKENIZER, 64))
+    got = FrameInputs(dataset, images, transforms).get(np.array([3, 30]), torch.device("cpu"))
+    for row, index in enumerate((3, 30)):
+        observation = Observation(dict(zip(ROBOT.cameras, images[index], strict=True)), dataset.states[index], "")
+        expected = transforms.inputs([replace(observation, prompt=dataset.prompt(index))])
+        assert torch.equal(got.tokens[row], expected.tokens[0])
+
+
+def test_statistics_are_those_of_normalised_targets(parts):
+    dataset, _, transforms = parts
+    chunks, is_pad = dataset.action_chunks(np.arange(len(dataset)), MODEL.action_horizon)
+    targets = transforms.targets(chunks, dataset.states)[~is_pad]
+    assert abs(targets[:, 0].mean()) < 1e-3
+    assert targets[:, 0].std() == pytest.approx(1, abs=1e-3)
+    assert not targets[:, 2].any()  # padding of the model
+    assert np.abs(targets[:, 1]).max() < 1  # the gripper never moved: its spread is limited from below
+
+
+def test_actions_behind_the_end_do_not_count(parts):
+    dataset, images, transforms = parts
+    stage = FlowStage(dataset, images, transforms, QUICK)
+    targets = stage.targets(np.array([5, 4, 0]), torch.device("cpu"))  # 6 frames per episode
+    assert targets.is_real.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert targets.position[0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
+
+
+def test_a_masked_wrist_camera_is_black(parts):
+    dataset, images, transforms = parts
+    inputs = FrameInputs(dataset, images, transforms)
+    cpu = torch.device("cpu")
+    config = replace(QUICK, camera_dropout=0.5)
+    seen = inputs.get_augmented(np.arange(40), config, Draws(0, 0, 0, cpu))
+    assert seen.image_masks[:, 0].all()
+    assert 5 < (~seen.image_masks[:, 1]).sum() < 35
+    assert (seen.images[:, 1][~seen.image_masks[:, 1]] == -1).all()
+
+
+def test_a_step_draws_the_same_numbers_whenever_it_is_run():
+    cpu = torch.device("cpu")
+    first, again, other = (Draws(3, 0, step, cpu).normal(4) for step in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_held_out_episodes_are_whole_and_reproducible(parts):
+    dataset, _, _ = parts
+    kept, held_out = split_episodes(dataset, 0.25, seed=1)
+    assert sorted([*kept, *held_out]) == list(range(len(dataset)))
+    assert len(held_out) == 3 * 6
+    assert not set(dataset.episode_index[kept]) & set(dataset.episode_index[held_out])
+    np.testing.assert_array_equal(split_episodes(dataset, 0.25, seed=1)[1], held_out)
+    assert not len(split_episodes(dataset, 0.0, seed=1)[1])
+
+
+def test_the_learning_rate_rises_then_falls():
+    config = TrainConfig(learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        TrainConfig(batch_size=0)
+    with pytest.raises(ConfigError, match="both or neither"):
+        run(QUICK, demonstrations, tmp_path, policy_config=None)
+    with pytest.raises(ConfigError, match="no grounding dataset"):
+        run(replace(QUICK, grounding_steps=1), demonstrations, tmp_path)
+    arm = RobotSpec.from_yaml("arm6")
+    policy = PolicyConfig.for_robot(arm, replace(MODEL, action_dim=7, num_cameras=3))
+    with pytest.raises(DatasetError, match="2 numbers; the policy's robot has 7"):
+        run(QUICK, demonstrations, tmp_path, policy_config=policy)
+    with pytest.raises(DatasetError, match="finite"):
+        run(replace(QUICK, steps=3, learning_rate=1e30, clip_norm=1e30), demonstrations, tmp_path)
+
+
+def test_the_camera_slots_follow_the_policy(demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A policy may look through fewer cameras than it has slots."""
+    config = replace(POLICY, cameras={"base_0_rgb": None, "left_wrist_0_rgb": "wrist"})
+    dataset = Dataset.open(demonstrations)
+    images = decode_images(dataset, ["wrist"], 16, tmp_path, threads=1)
+    transforms = PolicyTransforms(
+        config, compute_norm_stats(dataset, config, np.arange(9)), Tokenizer(MINI_TOKENIZER, 12)
+    )
+    got = FrameInputs(dataset, images, transforms).get(np.array([0]), torch.device("cpu"))
+    assert got.image_masks.tolist() == [[False, True]]
+    assert (got.images[0, 0] == -1).all()
