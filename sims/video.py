@@ -44,18 +44,24 @@ def compose(images: Mapping[str, NDArray[np.uint8]], prompt: str, outcome: str =
     views = []
     for name, image in images.items():
         view = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
-        _write(view, name, (8, CAMERA_PIXELS - 10), 0.42, _PAPER, 4)
-        _write(view, name, (8, CAMERA_PIXELS - 10), 0.42, _INK)
+        write_text(view, name, (8, CAMERA_PIXELS - 10), 0.42, _PAPER, 4)
+        write_text(view, name, (8, CAMERA_PIXELS - 10), 0.42, _INK)
         views.append(cv2.copyMakeBorder(view, 0, 0, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER))
     row = np.hstack(views)
     banner = np.full((BANNER_PIXELS, row.shape[1], 3), _PAPER, np.uint8)
-    _write(banner, prompt, (12, 29), 0.68, _INK)
+    write_text(banner, prompt, (12, 29), 0.68, _INK)
     if outcome:
-        _write(banner, outcome, (row.shape[1] - 120, 29), 0.68, _GREEN if outcome == "success" else _RED, 2)
+        write_text(banner, outcome, (row.shape[1] - 120, 29), 0.68, _GREEN if outcome == "success" else _RED, 2)
     return np.vstack([banner, row])
 
 
-def _write(
-    image: NDArray[np.uint8], text: str, at: tuple[int, int], size: float, colour: tuple[int, int, int], weight: int = 1
+def write_text(
+    image: NDArray[np.uint8],
+    text: str,
+    at: tuple[int, int],
+    size: float,
+    colour: tuple[int, int, int] = _INK,
+    weight: int = 1,
 ) -> None:
+    """Write into an RGB image, in place; ``at`` is the left end of the baseline (x, y)."""
     cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, weight, cv2.LINE_AA)
