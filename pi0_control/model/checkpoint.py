@@ -5,6 +5,8 @@ Our names, with layers counted by {i}: ``vision.{stem,position,blocks.{i},norm,h
 ``suffix_norm`` and the projections as openpi calls them. Queries, keys and values are one matrix, gate and up another.
 """
 
+import importlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pi0_control.errors import CheckpointError
+from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.model.pi0 import Pi0
 
 State = dict[str, Tensor]
@@ -182,6 +184,34 @@ def _fuse(state: State) -> State:
         elif name == names[0]:
             fused[before + what + after] = torch.cat([state[each] for each in names])
     return fused
+
+
+def read_openpi_jax(directory: str | Path) -> dict[str, Any]:
+    """The arrays of an openpi checkpoint directory (``params/`` as orbax writes it) by path; needs no JAX.
+
+    Raises:
+        ConfigError: tensorstore, which reads the format, is not installed.
+        CheckpointError: there is no such checkpoint, or it cannot be read.
+    """
+    params = Path(directory).resolve() / "params"
+    metadata = params / "_METADATA"
+    if not metadata.is_file():
+        raise CheckpointError(f"{directory} is not an openpi JAX checkpoint; expected a file params/_METADATA in it.")
+    try:
+        tensorstore = importlib.import_module("tensorstore")
+    except ModuleNotFoundError as error:
+        raise ConfigError("Reading openpi's JAX checkpoints needs the package tensorstore; install it.") from error
+    try:
+        described = json.loads(metadata.read_text())
+        driver = "zarr3" if described.get("use_zarr3") else "zarr"
+        paths = [[key["key"] for key in leaf["key_metadata"]] for leaf in described["tree_metadata"].values()]
+        arrays = {}
+        for keys in paths:
+            store = {"driver": "ocdbt", "base": params.as_uri() + "/", "path": ".".join(keys) + "/"}
+            arrays["/".join(keys)] = tensorstore.open({"driver": driver, "kvstore": store}).result().read().result()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{params} cannot be read: {str(error).splitlines()[0]}.") from error
+    return arrays
 
 
 def from_openpi_jax(tree: Mapping[str, Any]) -> State:
