@@ -163,7 +163,9 @@ def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
         raise DatasetError(f"{root} has {dataset.fps} fps; the policy's robot runs at {config.robot.control_rate_hz}.")
 
 
-def _images(dataset: Dataset, config: PolicyConfig, cache_dir: str | Path | None) -> tuple[NDArray[np.uint8], str]:
+def _images(
+    dataset: Dataset, config: PolicyConfig, cache_dir: str | Path | None, show_progress: bool
+) -> tuple[NDArray[np.uint8], str]:
     """Decoded images of the cameras the policy looks through, and their fingerprint."""
     cameras = [camera for camera in config.cameras.values() if camera is not None]
     size, folder = config.model.vision.image_size, cache_dir or dataset.roots[0].absolute().parent / ".cache"
