@@ -105,7 +105,8 @@ class FrameInputs:
         config = transforms.config
         self.images = FrameImages(images, config)
         normalized = transforms.norm_stats.state.normalize(dataset.states, config.norm, config.norm_eps)
-        padding = config.model.action_dim - normalized.shape[1]
+        self._joints = normalized.shape[1]
+        padding = config.model.action_dim - self._joints
         self._states = torch.from_numpy(np.pad(normalized, ((0, 0), (0, padding))))
         if config.discrete_state_input:  # every frame has its own tokens
             prompts = [dataset.prompt(index) for index in range(len(dataset))]
@@ -127,7 +128,7 @@ class FrameInputs:
         """The inputs of some frames with random changes to images and state."""
         inputs = self.get(indices, draws.device)
         self.images.augment(inputs.images, inputs.image_masks, config, draws)
-        inputs.state += config.state_noise * draws.normal(*inputs.state.shape) * (inputs.state != 0)
+        inputs.state[:, : self._joints] += config.state_noise * draws.normal(len(indices), self._joints)
         inputs.state *= draws.uniform(len(indices), 1) >= config.state_dropout
         return inputs
 

@@ -86,6 +86,7 @@ class TrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        """Refuse values outside their ranges with a ConfigError."""
         for name in _FRACTIONS:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 0 and below 1.")

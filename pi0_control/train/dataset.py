@@ -1,5 +1,6 @@
 """Reading: one or several LeRobotDataset v3.0 folders as arrays over all their frames."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,6 +107,11 @@ class Dataset:
         """Instruction of one frame."""
         return self.tasks[self.task_index[index]]
 
+    @functools.cached_property
+    def _last_frames(self) -> NDArray[np.int64]:
+        """Last frame of every episode."""
+        return np.array([episode.start + episode.length - 1 for episode in self.episodes])
+
     def action_chunks(self, indices: ArrayLike, horizon: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Actions of the frames ``indices`` [B] and of those that follow, inside the same episode.
 
@@ -114,8 +120,7 @@ class Dataset:
             is True.
         """
         frames = np.asarray(indices, np.int64)[:, None] + np.arange(horizon)
-        ends = np.array([episode.start + episode.length for episode in self.episodes])
-        last = ends[self.episode_index[frames[:, 0]]][:, None] - 1
+        last = self._last_frames[self.episode_index[frames[:, 0]]][:, None]
         return self.actions[np.minimum(frames, last)], frames > last
 
 

@@ -54,7 +54,7 @@ def train(
         config: of the training.
         dataset_roots: demonstrations.
         out: the policy directory to write; it also gets ``checkpoint.pt`` and ``train_log.jsonl``. The policy in it is
-            brought up to date with every checkpoint.
+            brought up to date with every checkpoint of the demonstrations' stage.
         policy_config: of a policy that starts from random weights.
         grounding_roots: random scenes with object positions.
         templates: wordings with ``{object}``, for the random scenes.
@@ -185,6 +185,8 @@ def _saver(
     """What writes the policy directory from averaged weights."""
 
     def save(averaged: Learner, stage: str, step: int) -> None:
+        if stage == GroundingStage.name and config.steps:
+            return  # it cannot act yet
         model = Pi0(transforms.config.model)
         model.load_state_dict(averaged.policy.state_dict())
         provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
