@@ -22,7 +22,7 @@ check: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m sims.rendering || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y $(GL_PACKAGES) && $(BIN)/python -m sims.rendering; }
 	touch $@
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sims.tabletop_env import TabletopEnv
 
 EXPERT, RANDOM = "expert", "random"
+EXTRA_OF = {"pyarrow": "train"}
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -33,6 +34,12 @@ def main() -> None:
         )
     except Pi0Error as error:
         print(f"pi0: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get(error.name or "")
+        if extra is None:
+            raise
+        print(f"pi0: {error.name} is not installed; pip install 'pi0-control[{extra}]' brings it.", file=sys.stderr)
         sys.exit(2)
 
 
@@ -123,8 +130,7 @@ def train(
         dataset: one or more folders of demonstrations (LeRobotDataset v3.0).
         out: the policy directory to write; checkpoint.pt and train_log.jsonl go there too.
         config: of the training.
-        grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first; see
-            --grounding-steps.
+        grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first.
         init: a policy to start from, by name or directory, instead of random weights at mini's size.
         resume: go on from the checkpoint in ``out``.
     """

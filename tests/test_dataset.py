@@ -11,9 +11,11 @@ import pytest
 
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.robot import Joint, RobotSpec
-from pi0_control.train import Dataset, DatasetWriter, layout
+from pi0_control.train import layout
 from pi0_control.train.cache import decode_images
+from pi0_control.train.dataset import Dataset
 from pi0_control.train.video import VideoWriter
+from pi0_control.train.writer import DatasetWriter
 
 ROBOT = RobotSpec(
     "two_joints",

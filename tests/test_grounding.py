@@ -1,5 +1,6 @@
 """Grounding's laws: words come to mean things, and what is shared between prompts changes no number."""
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.robot import Joint, RobotSpec
-from pi0_control.train import Dataset, DatasetWriter
 from pi0_control.train.batches import Draws
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
+from pi0_control.train.dataset import Dataset
 from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner, locate
 from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import Trainer
 from pi0_control.train.training import MINI_TOKENIZER, compute_norm_stats, train
+from pi0_control.train.writer import DatasetWriter
 
 ROBOT = RobotSpec("one_joint", (Joint("swing", "revolute", -2, 2, 1, 1, 0),), ("front",), 20.0)
 MODEL = Pi0Config(
@@ -117,8 +119,13 @@ def test_images_shared_between_prompts_are_encoded_as_if_they_were_not(parts):
     stage = GroundingStage(dataset, images, transforms, TEMPLATES, CONFIG)
     seen, masks = stage._images.get(np.array([0, 5, 9]), CPU)
     inputs = stage._inputs(seen, masks, np.array([[0, 1], [1, 0], [0, 0]]))
+    repeated = dataclasses.replace(
+        inputs,
+        images=inputs.images.repeat_interleave(2, dim=0),
+        image_masks=inputs.image_masks.repeat_interleave(2, dim=0),
+    )
     with torch.no_grad():
-        torch.testing.assert_close(locate(learner, inputs, 2), locate(learner, inputs), atol=1e-5, rtol=0)
+        torch.testing.assert_close(locate(learner, inputs), locate(learner, repeated), atol=1e-5, rtol=0)
 
 
 def test_every_object_is_asked_for_with_its_own_position(parts):

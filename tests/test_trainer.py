@@ -15,13 +15,14 @@ from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.robot import Joint, RobotSpec
-from pi0_control.train import Dataset, DatasetWriter
 from pi0_control.train.batches import Draws, FrameInputs, split_episodes
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
+from pi0_control.train.dataset import Dataset
 from pi0_control.train.flow import FlowStage
 from pi0_control.train.trainer import learning_rate
 from pi0_control.train.training import MINI_TOKENIZER, compute_norm_stats, train
+from pi0_control.train.writer import DatasetWriter
 from pi0_control.types import Observation
 
 ROBOT = RobotSpec(
@@ -265,8 +266,6 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
         TrainConfig(batch_size=0)
     with pytest.raises(ConfigError, match="both or neither"):
         run(QUICK, demonstrations, tmp_path, policy_config=None)
-    with pytest.raises(ConfigError, match="no grounding dataset"):
-        run(replace(QUICK, grounding_steps=1), demonstrations, tmp_path)
     arm = RobotSpec.from_yaml("arm6")
     policy = PolicyConfig.for_robot(arm, replace(MODEL, action_dim=7, num_cameras=3))
     with pytest.raises(DatasetError, match="2 numbers; the policy's robot has 7"):

@@ -38,6 +38,8 @@ Rope = tuple[Tensor, Tensor]
 class ModelInputs:
     """The tensors of one batch, in model space.
 
+    Images may have fewer rows than the rest: each then serves that many consecutive rows and is encoded once.
+
     Attributes:
         images: float32 [B, cameras, 3, S, S] in [-1, 1].
         image_masks: bool [B, cameras], False where a camera is missing.
@@ -55,7 +57,12 @@ class ModelInputs:
     @property
     def batch_size(self) -> int:
         """Number of rows B."""
-        return self.images.shape[0]
+        return self.tokens.shape[0]
+
+    @property
+    def prompts_per_image(self) -> int:
+        """Consecutive rows that share one row of images, usually 1."""
+        return self.tokens.shape[0] // self.images.shape[0]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelInputs":
         """The same batch on another device; ``dtype`` applies to images and state only."""
@@ -175,12 +182,16 @@ class Pi0(nn.Module):
             tokens [B, S, prefix_width], valid bool [B, S], ar int64 [S] (all zero: everybody sees everybody).
 
         Raises:
-            ObservationError: the images do not have the shape of the config.
+            ObservationError: the images do not have the shape of the config, or not a fitting number of rows.
         """
-        self._check_images(inputs.images)
+        self._check_shapes(inputs)
         image_tokens = self.vision(inputs.images.flatten(0, 1)).unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
-        text_tokens = self.embedding(inputs.tokens) * math.sqrt(self.config.prefix_width)
         image_valid = inputs.image_masks.repeat_interleave(self.config.vision.num_tokens, dim=1)
+        prompts = inputs.prompts_per_image
+        if prompts > 1:
+            image_tokens = image_tokens.repeat_interleave(prompts, dim=0)
+            image_valid = image_valid.repeat_interleave(prompts, dim=0)
+        text_tokens = self.embedding(inputs.tokens) * math.sqrt(self.config.prefix_width)
         tokens = torch.cat([image_tokens, text_tokens.to(image_tokens.dtype)], dim=1)
         valid = torch.cat([image_valid, inputs.token_mask], dim=1)
         return tokens, valid, torch.zeros(valid.shape[1], dtype=torch.long, device=valid.device)
@@ -321,7 +332,8 @@ class Pi0(nn.Module):
         hidden, _ = self.suffix_norm(suffix, cond)  # adarms' last gate is not used
         return _linear(self.action_out_proj, hidden[:, -self.config.action_horizon :]).float()
 
-    def _check_images(self, images: Tensor) -> None:
+    def _check_shapes(self, inputs: ModelInputs) -> None:
+        images, rows = inputs.images, inputs.batch_size
         size = self.config.vision.image_size
         expected = (self.config.num_cameras, 3, size, size)
         if images.dim() != 5 or tuple(images.shape[1:]) != expected:
@@ -329,3 +341,5 @@ class Pi0(nn.Module):
                 f"Images have shape {list(images.shape)}; expected [batch, cameras, 3, height, width] with "
                 f"{list(expected)} after the batch."
             )
+        if rows % images.shape[0]:
+            raise ObservationError(f"{rows} prompts do not divide evenly among {images.shape[0]} rows of images.")

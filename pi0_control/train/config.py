@@ -35,7 +35,7 @@ class TrainConfig:
 
     Attributes:
         steps: steps of learning the demonstrations.
-        grounding_steps: steps of learning what the words mean, before; 0 skips that stage.
+        grounding_steps: steps of learning what the words mean, before; only where random scenes are given.
         batch_size: frames per step.
         grounding_batch_size: images per grounding step; each is asked for every object.
         learning_rate: its peak; a linear warm-up over ``warmup_steps`` leads there and a cosine down to
@@ -57,10 +57,10 @@ class TrainConfig:
         threads: CPU threads of torch; 0 leaves torch's choice.
     """
 
-    steps: int = 20_000
-    grounding_steps: int = 0
+    steps: int = 3000
+    grounding_steps: int = 1000
     batch_size: int = 64
-    grounding_batch_size: int = 32
+    grounding_batch_size: int = 48
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     final_learning_rate: float = 0.02

@@ -5,8 +5,7 @@ Locating every object of random scenes by its name, from the prefix's text token
 """
 
 import string
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -113,7 +112,7 @@ class GroundingStage:
         images, masks = self._images.get(indices, draws.device)
         self._images.augment(images, masks, self._config, draws)
         wording = draws.numpy.integers(len(self._tokens), size=(len(indices), self._num_objects))
-        predicted = self._forward(learner, self._inputs(images, masks, wording), self._num_objects)
+        predicted = self._forward(learner, self._inputs(images, masks, wording))
         positions = self._objects[indices].flatten(0, 1).to(draws.device)
         return {"loss": learner.head.loss(predicted, positions).mean()}
 
@@ -127,7 +126,7 @@ class GroundingStage:
             wording = (indices[:, None] + np.arange(self._num_objects)) % len(self._tokens)
             inputs = self._inputs(*self._images.get(indices, device), wording)
             positions = self._objects[indices].flatten(0, 1).to(device)
-            errors.append(learner.head.error_m(locate(learner, inputs, self._num_objects), positions))
+            errors.append(learner.head.error_m(locate(learner, inputs), positions))
         if not errors:
             return {}
         error = torch.cat(errors)
@@ -142,41 +141,17 @@ class GroundingStage:
         n, device = self._num_objects, images.device
         rows = torch.from_numpy(wording), torch.arange(n)
         return ModelInputs(
-            images=images[:, None].expand(-1, n, -1, -1, -1, -1).flatten(0, 1),
-            image_masks=masks.repeat_interleave(n, dim=0),
+            images=images,
+            image_masks=masks,
             tokens=self._tokens[rows].flatten(0, 1).to(device),
             token_mask=self._token_masks[rows].flatten(0, 1).to(device),
             state=torch.zeros(len(images) * n, self._state_dim, device=device),
         )
 
 
-def locate(learner: Learner, inputs: ModelInputs, rows_per_image: int = 1) -> Tensor:
-    """Normalised positions [B, 3] of the objects the prompts name; each run of ``rows_per_image`` shares its images."""
-    with _shared_images(learner.policy, rows_per_image):
-        prefix = learner.policy.encode_prefix(inputs).hidden
-    return learner.head(prefix, inputs.token_mask)
-
-
-@contextmanager
-def _shared_images(policy: Pi0, rows_per_image: int) -> Iterator[None]:
-    """Meanwhile the images of every ``rows_per_image`` rows, which are the same, are encoded once."""
-    cameras = policy.config.num_cameras
-
-    def first_of_each(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (args[0].unflatten(0, (-1, rows_per_image, cameras))[:, 0].flatten(0, 1),)
-
-    def for_every_row(module: nn.Module, args: tuple[Tensor], tokens: Tensor) -> Tensor:
-        return tokens.unflatten(0, (-1, cameras)).repeat_interleave(rows_per_image, dim=0).flatten(0, 1)
-
-    hooks = [
-        policy.vision.register_forward_pre_hook(first_of_each),
-        policy.vision.register_forward_hook(for_every_row),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def locate(learner: Learner, inputs: ModelInputs) -> Tensor:
+    """Normalised positions [B, 3] of the objects the prompts name."""
+    return learner.head(learner.policy.encode_prefix(inputs).hidden, inputs.token_mask)
 
 
 def _check_templates(templates: Sequence[str]) -> None:

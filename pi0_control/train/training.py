@@ -56,7 +56,7 @@ def train(
         out: the policy directory to write; it also gets ``checkpoint.pt`` and ``train_log.jsonl``. The policy in it is
             brought up to date with every checkpoint of the demonstrations' stage.
         policy_config: of a policy that starts from random weights.
-        grounding_roots: random scenes with object positions.
+        grounding_roots: random scenes with object positions; without them the words are not learned first.
         templates: wordings with ``{object}``, for the random scenes.
         tokenizer: SentencePiece model of a policy that starts from random weights.
         init: a policy (name or directory) to start from, instead of ``policy_config`` and ``tokenizer``.
@@ -75,15 +75,13 @@ def train(
         raise CheckpointError(f"{folder.path} holds a training run; resume it or train into another folder.")
     if (policy_config is None) == (init is None):
         raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
-    if config.grounding_steps and not grounding_roots:
-        raise ConfigError(f"{config.grounding_steps} grounding steps need random scenes; got no grounding dataset.")
     if config.threads:
         torch.set_num_threads(config.threads)
     dataset = Dataset.open(dataset_roots)
     model, transforms = _start(config, dataset, policy_config, tokenizer, init, keep_norm_stats)
     data = [(dataset, *_images(dataset, transforms.config, cache_dir, show_progress))]
     stages: list[Stage] = []
-    if config.grounding_steps:
+    if grounding_roots:
         scenes = Dataset.open(grounding_roots)
         _check_fit(scenes, transforms.config)
         data.append((scenes, *_images(scenes, transforms.config, cache_dir, show_progress)))
