@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sims.expert import Expert
 from sims.tabletop_env import TabletopEnv
-from sims.tasks import Task
+from sims.tasks import Goal, Task
 from sims.video import write_video
 
 EVALUATION_SEED = 100_000
@@ -159,10 +159,14 @@ def evaluate_task(
 
 
 def run_episode(
-    env: TabletopEnv, actor: Actor, seed: int, frames: list[Mapping[str, NDArray[np.uint8]]] | None = None
+    env: TabletopEnv,
+    actor: Actor,
+    seed: int,
+    frames: list[Mapping[str, NDArray[np.uint8]]] | None = None,
+    goal: Goal | None = None,
 ) -> EpisodeResult:
-    """One episode; appends what the cameras saw to ``frames`` when given."""
-    observation, info = env.reset(seed=seed)
+    """One episode; appends what the cameras saw to ``frames`` when given; ``goal`` replaces the one drawn."""
+    observation, info = env.reset(seed=seed, options={"goal": goal} if goal else None)
     actor.reset(seed)
     chunks: list[Mapping[str, float]] = []
     steps, ended, start_s = 0, False, time.perf_counter()
