@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from tiny_model import SWITCHES, TINY, TINY_PI05, make_flow, make_inputs, make_m
 from torch import Tensor
 
 from pi0_control.errors import ObservationError
+from pi0_control.model import gemma, pi0
 from pi0_control.model.attention import attention_mask
 from pi0_control.model.config import Pi0Config, SiglipConfig
 from pi0_control.model.pi0 import ModelInputs, Pi0, sample_time, time_sincos
@@ -213,15 +215,41 @@ def test_loss_is_the_squared_error_of_the_joint_velocity(config: Pi0Config) -> N
     torch.testing.assert_close(model.loss(inputs, actions, noise, time), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture
+def switches_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every piece of code that only a switch uses raises."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise SwitchUsedError
+
+    monkeypatch.setattr(torch, "tanh", fail)  # attn_softcap
+    monkeypatch.setattr(pi0.RandomFourierTime, "forward", fail)
+    monkeypatch.setattr(gemma.BoundedRMSNorm, "forward", fail)
+    monkeypatch.setattr(gemma.LayerScale, "forward", fail)
+    monkeypatch.setattr(gemma.GemmaLayer, "_mix_values", fail)
+
+
+class SwitchUsedError(Exception):
+    pass
+
+
 @pytest.mark.parametrize("config", VARIANTS)
 @torch.no_grad()
-def test_every_switch_off_is_bit_exact(config: Pi0Config) -> None:
-    off = replace(config, attn_softcap=0.0, time_embed="sincos", residual_gate="from_norm", value_residual="none")
-    inputs, (_, noise, time) = make_inputs(), make_flow()
-    plain, switched_off = make_model(config), make_model(off)
-    assert off.is_public_architecture
-    assert list(plain.state_dict()) == list(switched_off.state_dict())
-    assert torch.equal(plain.velocity(inputs, noise, time), switched_off.velocity(inputs, noise, time))
+def test_every_switch_off_is_bit_exact(config: Pi0Config, request: pytest.FixtureRequest) -> None:
+    model, inputs, (_, noise, time) = make_model(config), make_inputs(), make_flow()
+    before = model.velocity(inputs, noise, time), sample_actions(model, inputs, noise, 2)
+    request.getfixturevalue("switches_fail")
+    assert torch.equal(model.velocity(inputs, noise, time), before[0])
+    assert torch.equal(sample_actions(model, inputs, noise, 2), before[1])
+
+
+@pytest.mark.parametrize("config", [config for config in SWITCHED if config.residual_gate != "none"])
+@pytest.mark.usefixtures("switches_fail")
+@torch.no_grad()
+def test_every_switch_on_is_used(config: Pi0Config) -> None:
+    model, inputs, (_, noise, time) = make_model(config), make_inputs(), make_flow()
+    with pytest.raises(SwitchUsedError):
+        model.velocity(inputs, noise, time)
 
 
 @pytest.mark.parametrize("config", SWITCHED)
