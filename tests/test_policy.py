@@ -20,6 +20,7 @@ from pi0_control.policy import (
     PolicyTransforms,
     Tokenizer,
     VectorStats,
+    resolve_device,
 )
 from pi0_control.policy.train_tokenizer import BUNDLED_FILE
 from pi0_control.robot import RobotSpec
@@ -358,16 +359,18 @@ def test_an_unknown_policy_names_the_bundled_ones() -> None:
 
 
 def test_an_unknown_device_or_dtype_is_refused(saved: Path) -> None:
-    with pytest.raises(ConfigError, match="abacus"):
+    with pytest.raises(ConfigError, match="'abacus' cannot be used on this machine; 'cpu' can"):
         Pi0Policy.from_pretrained(saved, device="abacus")
     with pytest.raises(ConfigError, match=r"available: \['bfloat16', 'float32'\]"):
         Pi0Policy.from_pretrained(saved, dtype="int4")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_an_absent_device_is_refused(saved: Path) -> None:
-    with pytest.raises(ConfigError, match="'cuda' is not available"):
-        Pi0Policy.from_pretrained(saved, device="cuda")
+def test_a_device_is_tried_out() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    absent = [name for name in ("cuda", "xpu", "mps") if not getattr(torch, name).is_available()]
+    for name in (*absent, "meta", "abacus"):
+        with pytest.raises(ConfigError, match=f"Torch device '{name}' cannot be used on this machine; 'cpu' can"):
+            resolve_device(name)
 
 
 def test_another_robot_is_refused_and_the_difference_named(saved: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
-from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies
+from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies, resolve_device
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
 
@@ -17,4 +17,5 @@ __all__ = [
     "Tokenizer",
     "VectorStats",
     "bundled_policies",
+    "resolve_device",
 ]

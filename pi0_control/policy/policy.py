@@ -86,7 +86,7 @@ class Pi0Policy:
         self.config = config
         self.robot = config.robot
         self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self.model = model.cast(DTYPES[dtype]).to(self.device).eval()
         self._generator = torch.Generator().manual_seed(0)
 
@@ -242,12 +242,15 @@ def find_policy(name: str | Path) -> Path:
     return directory
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The torch device of that name, tried out with one number.
+
+    Raises:
+        ConfigError: no such device, or not on this machine.
+    """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"No torch device {name!r}; expected for example 'cpu', 'cuda' or 'mps'.") from error
-    unavailable = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if unavailable.get(device.type):
-        raise ConfigError(f"Device {name!r} is not available on this machine; 'cpu' is.")
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"Torch device {name!r} cannot be used on this machine; 'cpu' can.") from error
     return device
