@@ -4,7 +4,7 @@ from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies, resolve_device
 from pi0_control.policy.tokenizer import Tokenizer
-from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.policy.transforms import PolicyTransforms, deltas
 
 __all__ = [
     "HoldPolicy",
@@ -17,5 +17,6 @@ __all__ = [
     "Tokenizer",
     "VectorStats",
     "bundled_policies",
+    "deltas",
     "resolve_device",
 ]

@@ -73,12 +73,8 @@ class PolicyTransforms:
         return relative + np.where(self._delta_mask, states, np.float32(0))[:, None]
 
     def deltas(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
-        """Absolute joint targets [B, H, D] as the model predicts them, still in the robot's units.
-
-        Every step of a chunk is taken relative to the same state [B, D]. The statistics are computed on these.
-        """
-        offset = np.where(self._delta_mask, np.asarray(states, np.float32), np.float32(0))
-        return np.asarray(actions, np.float32) - offset[:, None]
+        """Absolute joint targets [B, H, D] as the model predicts them: :func:`deltas` with the policy's mask."""
+        return deltas(actions, states, self._delta_mask)
 
     def targets(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
         """The inverse of :meth:`actions`: joint targets [B, H, D] to model space, float32 [B, H, action_dim]."""
@@ -144,6 +140,21 @@ class PolicyTransforms:
             )
         for stats in (self.norm_stats.state, self.norm_stats.actions):
             self._normalize(stats, np.zeros(len(self.config.robot.joints), np.float32))
+
+
+def deltas(actions: ArrayLike, states: ArrayLike, delta_mask: ArrayLike) -> NDArray[np.float32]:
+    """Absolute joint targets as distances to the state, for the joints of the mask; the statistics are of these.
+
+    Args:
+        actions: [B, H, D] in the robot's units; every step of a chunk is taken relative to the same state.
+        states: [B, D].
+        delta_mask: bool [D], True for a distance, False where the target stays absolute.
+
+    Returns:
+        float32 [B, H, D] in the robot's units.
+    """
+    offset = np.where(np.asarray(delta_mask, np.bool_), np.asarray(states, np.float32), np.float32(0))
+    return np.asarray(actions, np.float32) - offset[:, None]
 
 
 def _pad_last(values: NDArray[np.float32], length: int) -> NDArray[np.float32]:
