@@ -1,12 +1,13 @@
 """A filmstrip of one episode for documents: the scene and what the cameras see, at a few moments.
 
-python -m sims.filmstrip docs/lift.png --task Lift --seed 100003
+python -m sims.filmstrip --out docs/lift.png --task Lift --seed 100003
 """
 
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from sims.video import write_text
 MOMENTS = 5
 SCENE_SHAPE = (270, 360)
 CAPTION_PIXELS = 34
+GAP_PIXELS = 2
 Pictures = tuple[NDArray[np.uint8], Mapping[str, NDArray[np.uint8]]]
 
 
@@ -57,11 +59,16 @@ def filmstrip(episode: Episode) -> NDArray[np.uint8]:
 
 def _column(scene: NDArray[np.uint8], cameras: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     height, width = SCENE_SHAPE
-    side = width // len(cameras)
-    views = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in cameras.values()]
-    large = cv2.resize(scene, (width, height), interpolation=cv2.INTER_AREA)
-    column = np.vstack([large, np.hstack(views)]).astype(np.uint8)
-    return cv2.copyMakeBorder(column, 0, 0, 2, 2, cv2.BORDER_CONSTANT, value=(246, 246, 246)).astype(np.uint8)
+    side = width // len(cameras) - 2 * GAP_PIXELS
+    views = [_framed(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)) for image in cameras.values()]
+    return np.vstack(
+        [_framed(cv2.resize(scene, (width - 2 * GAP_PIXELS, height), interpolation=cv2.INTER_AREA)), np.hstack(views)]
+    )
+
+
+def _framed(image: NDArray[Any]) -> NDArray[np.uint8]:
+    gap = GAP_PIXELS
+    return cv2.copyMakeBorder(image, gap, 0, gap, gap, cv2.BORDER_CONSTANT, value=(246, 246, 246)).astype(np.uint8)
 
 
 def main(out: Path, task: str = "Lift", seed: int = 100_000, policy: str = "mini") -> None:

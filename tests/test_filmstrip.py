@@ -14,5 +14,6 @@ def test_filmstrip_shows_the_episode_from_start_to_end() -> None:
     picture = filmstrip(episode)
     assert not episode.is_success
     assert len(episode.pictures) == 4
-    assert picture.shape == (CAPTION_PIXELS + SCENE_SHAPE[0] + SCENE_SHAPE[1] // 3, MOMENTS * (SCENE_SHAPE[1] + 4), 3)
+    height = CAPTION_PIXELS + SCENE_SHAPE[0] + SCENE_SHAPE[1] // 3
+    assert picture.shape == (height, MOMENTS * SCENE_SHAPE[1], 3)
     assert np.ptp(picture[:CAPTION_PIXELS]) > 100
