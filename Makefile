@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri  # off-screen rendering and OpenCV, on Debian and Ubuntu
+GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0  # for off-screen rendering and OpenCV, on Debian
 
 .PHONY: demo test check clean
 
@@ -21,10 +21,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); this takes a few minutes."
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m sims.rendering || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y $(GL_PACKAGES) && $(BIN)/python -m sims.rendering; }
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

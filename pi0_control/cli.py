@@ -1,6 +1,7 @@
 """The ``pi0`` command: composes the rooms; each subcommand is one function."""
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sims.tabletop_env import TabletopEnv
 
 EXPERT, RANDOM = "expert", "random"
+TABLE_WIDTH = 100  # a table is never cut off, not even in a pipe of 80 columns
 EXTRA_OF = {"pyarrow": "train"}
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -35,6 +37,12 @@ def main() -> None:
     except Pi0Error as error:
         print(f"pi0: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"pi0: {error.filename}: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("pi0: interrupted.", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get(error.name or "")
         if extra is None:
@@ -67,10 +75,11 @@ def evaluate(
     from sims.report import LEGEND, success_table
     from sims.tasks import get_tasks
 
-    if episodes < 1:
-        raise ConfigError(f"--episodes is {episodes}; expected 1 or more.")
+    _check_counts(episodes, seed)
     tasks, make_actor = get_tasks(task), _actor_factory(policy, execution_horizon)
+    about = {"policy": policy, "seed": seed, **_provenance(policy, execution_horizon)}
     results: list[TaskResult] = []
+    out.mkdir(parents=True, exist_ok=True)
     with _progress("{task.fields[success]}") as progress:
         for each in tasks:
             bar = progress.add_task(each.name, total=episodes, success="")
@@ -80,8 +89,9 @@ def evaluate(
             results.append(
                 evaluate_task(each, make_actor, episodes, seed, video=video, render_mode=mode, on_episode=counter)
             )
-    write_results(out / "results.json", results, {"policy": policy, "seed": seed, **_provenance(policy)})
+            write_results(out / "results.json", results, about)  # after each task, so that nothing measured is lost
     console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
     last = seed + episodes - 1
     console.print(success_table(results, f"{policy}: {episodes} episodes a task, seeds {seed} to {last}"))
     console.print(LEGEND, style="dim")
@@ -109,6 +119,7 @@ def record(
     from sims import record as recorder
     from sims.scene import BLOCK_COLOURS
 
+    _check_counts(episodes, seed)
     recorder.recorded_tasks(task)  # refuses a wrong name before the folder is made
     with DatasetWriter(out, RobotSpec.from_yaml("arm6"), tuple(BLOCK_COLOURS)) as writer, _progress() as progress:
         bar = progress.add_task(", ".join(task), total=episodes, completed=writer.num_episodes)
@@ -188,18 +199,29 @@ def _actor_factory(policy: str, execution_horizon: int | None) -> Callable[["Tab
     return lambda env: Pi0Agent(loaded, execution_horizon)
 
 
-def _provenance(policy: str) -> dict[str, Any]:
-    """What a figure must be read with: versions, machine, and the checkpoint's hash."""
+def _provenance(policy: str, execution_horizon: int | None) -> dict[str, Any]:
+    """What a figure must be read with: versions, machine, how chunks were played, and the checkpoint's hash."""
     about: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": platform.processor() or platform.machine(),
+        "machine": {"architecture": platform.machine(), "cpus": os.cpu_count()},
     }
     if policy not in (EXPERT, RANDOM):
-        from pi0_control.policy.policy import find_policy
+        from pi0_control.policy.config import PolicyConfig
+        from pi0_control.policy.policy import CONFIG_FILE, WEIGHTS_FILE, find_policy
 
-        weights = (find_policy(policy) / "model.safetensors").read_bytes()
-        about["checkpoint_sha256"] = hashlib.sha256(weights).hexdigest()
+        directory = find_policy(policy)
+        config = PolicyConfig.load(directory / CONFIG_FILE)
+        about["execution_horizon"] = execution_horizon or config.execution_horizon
+        about["num_steps"] = config.num_steps
+        about["checkpoint_sha256"] = hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
     return about
+
+
+def _check_counts(episodes: int, seed: int) -> None:
+    if episodes < 1:
+        raise ConfigError(f"--episodes is {episodes}; expected 1 or more.")
+    if seed < 0:
+        raise ConfigError(f"--seed is {seed}; expected 0 or more.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sims.tasks import Goal, Task
 from sims.video import write_video
 
 EVALUATION_SEED = 100_000
-"""First seed of evaluations; recordings never draw scenes from plain integers, so none of these was trained on."""
+"""First seed of evaluations. Recordings draw scenes from another stream (see sims.record), so none was trained on."""
 
 
 class Actor(Protocol):

@@ -1,6 +1,6 @@
 """A filmstrip of one episode for documents: the scene and what the cameras see, at a few moments.
 
-python -m sims.filmstrip --out docs/lift.png --task Lift --seed 100003
+python -m sims.filmstrip docs/lift.png --task Lift --seed 100003
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def _framed(image: NDArray[Any]) -> NDArray[np.uint8]:
     return cv2.copyMakeBorder(image, gap, 0, gap, gap, cv2.BORDER_CONSTANT, value=(246, 246, 246)).astype(np.uint8)
 
 
-def main(out: Path, task: str = "Lift", seed: int = 100_000, policy: str = "mini") -> None:
+def main(out: tyro.conf.Positional[Path], task: str = "Lift", seed: int = 100_000, policy: str = "mini") -> None:
     """Draw the filmstrip of one episode.
 
     Args:

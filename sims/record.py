@@ -1,8 +1,8 @@
 """Demonstrations by the scripted expert, and random scenes for learning what the words mean.
 
 A demonstration alone teaches little about the instruction, because the arm's own motion gives the target away. So
-goals change in mid-motion, the arm is pushed about while the labels stay the expert's, and :func:`record_scenes`
-shows many arrangements with every block's position known.
+goals change in mid-motion, the arm is pushed about while the labels stay the expert's, and the random
+scenes of :data:`SCENES` show many arrangements with every block's position known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -74,8 +74,8 @@ def record(
 ) -> None:
     """Record until ``writer`` holds ``episodes`` episodes, in turn of each of ``what``.
 
-    Every scene is drawn from ``seed`` and the number of episodes so far, so a recording that was interrupted goes on
-    as if it had not been.
+    Every scene is drawn from ``seed`` and the number of episodes so far, in a stream that no environment seeded with a
+    plain integer shares; a recording that was interrupted goes on with the next scene.
 
     Args:
         what: names of tasks, ``all``, or :data:`SCENES` alone.
@@ -90,13 +90,13 @@ def record(
         attempt = 0
         while writer.num_episodes < episodes:
             before = writer.num_episodes
-            rng = np.random.default_rng((seed, before, attempt))
+            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(before, attempt)))
             if not tasks:
                 _record_scenes(env, rng, writer)
             else:
-                _record_goals(env, tasks, rng, writer, disturbance or Disturbance())
+                _record_goals(env, tasks, rng, writer, episodes, disturbance or Disturbance())
             attempt = attempt + 1 if writer.num_episodes == before else 0
-            on_episode(min(writer.num_episodes, episodes))
+            on_episode(writer.num_episodes)
     finally:
         env.close()
 
@@ -141,7 +141,12 @@ def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWr
 
 
 def _record_goals(
-    env: TabletopEnv, tasks: Sequence[Task], rng: np.random.Generator, writer: EpisodeWriter, disturbance: Disturbance
+    env: TabletopEnv,
+    tasks: Sequence[Task],
+    rng: np.random.Generator,
+    writer: EpisodeWriter,
+    episodes: int,
+    disturbance: Disturbance,
 ) -> None:
     """One scene with up to :data:`GOALS_PER_SCENE` goals one after another, each an episode of its own."""
     env.world.reset(rng)
@@ -153,8 +158,8 @@ def _record_goals(
             writer.discard_episode()
             return
         writer.save_episode(env.goal.prompt, env.world.blocks.index(env.goal.block))
-        if outcome == "done" and env.task.name != "Reach":
-            return  # the scene is no longer a fresh one
+        if writer.num_episodes == episodes or (outcome == "done" and env.task.name != "Reach"):
+            return  # enough, or the scene is no longer a fresh one
 
 
 def _demonstrate(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter, disturbance: Disturbance) -> str:

@@ -90,8 +90,8 @@ def _open_context(model: mujoco.MjModel, width: int, height: int) -> tuple[Any, 
         return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
     except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:  # a library is missing
         raise RenderError(
-            f"MuJoCo cannot render with {backend} ({error}); install the Debian packages libegl1 and libgl1-mesa-dri "
-            "(or libosmesa6), or set MUJOCO_GL to one of egl, osmesa, glfw."
+            f"MuJoCo cannot render with {backend} ({error}); install the Debian packages libegl1 and libgl1-mesa-dri, "
+            "or libosmesa6 and set MUJOCO_GL=osmesa."
         ) from error
 
 
@@ -105,20 +105,27 @@ def open_viewer(model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> Any:
         raise RenderError(
             "render_mode 'human' opens a window and needs a display, but DISPLAY is not set; use 'rgb_array'."
         )
-    viewer = importlib.import_module("mujoco.viewer").launch_passive(model, data)  # asks for a display when imported
-    viewer.cam.type = int(mujoco.mjtCamera.mjCAMERA_FIXED)
-    viewer.cam.fixedcamid = model.camera(camera).id
+    try:
+        viewer = importlib.import_module("mujoco.viewer").launch_passive(
+            model, data
+        )  # asks for a display when imported
+    except (ImportError, RuntimeError) as error:  # the latter on macOS outside mjpython
+        raise RenderError(f"MuJoCo's viewer does not open here: {error}") from error
+    with viewer.lock():
+        viewer.cam.type = int(mujoco.mjtCamera.mjCAMERA_FIXED)
+        viewer.cam.fixedcamid = model.camera(camera).id
     return viewer
 
 
 def main() -> None:
-    """``python -m sims.rendering``: say whether this machine can render, exit with 2 where it cannot."""
+    """``python -m sims.rendering``: say whether this machine can render and write videos, exit with 2 otherwise."""
     try:
         spec = mujoco.MjSpec()
         spec.worldbody.add_camera(name="camera")
         model = spec.compile()
         CameraRenderer(model, 16, 16).render(mujoco.MjData(model), "camera")
-    except RenderError as error:
+        importlib.import_module("cv2")  # needs libraries that a bare machine lacks
+    except (RenderError, ImportError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     print(f"MuJoCo renders with {choose_gl()}.")

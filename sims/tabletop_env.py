@@ -1,10 +1,13 @@
 """The tasks as Gymnasium environments: three camera images, joint state and an instruction in, joint targets out."""
 
 import string
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import CustomSpaceError
+from gymnasium.vector.utils import create_shared_memory
 from numpy.typing import NDArray
 
 from pi0_control.errors import ConfigError
@@ -19,6 +22,15 @@ RENDER_SHAPE = (480, 640)
 WRONG_LIFT_M = 0.05
 
 
+class PromptSpace(gym.spaces.Text):
+    """A Text that AsyncVectorEnv's shared memory refuses: Gymnasium 1.4 would hand out stale texts from it."""
+
+
+@create_shared_memory.register(PromptSpace)
+def _refuse_shared_memory(space: PromptSpace, n: int = 1, ctx: Any = None) -> Any:
+    raise CustomSpaceError("Prompts cannot live in shared memory; pass shared_memory=False to AsyncVectorEnv.")
+
+
 class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     """One task on the table.
 
@@ -31,19 +43,18 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     Args:
         task: one of :data:`sims.tasks.TASKS`.
         render_mode: ``rgb_array`` (480x640 with shadows) or ``human`` (MuJoCo's viewer), for people.
-        robot: the bundled arm where None.
 
     ``reset`` takes ``options={"goal": Goal}`` to ask for one goal in a seeded scene.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 20}  # noqa: RUF012  Gymnasium's own form
 
-    def __init__(self, task: str = "Reach", render_mode: str | None = None, robot: RobotSpec | None = None) -> None:
+    def __init__(self, task: str = "Reach", render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not one of {self.metadata['render_modes']}.")
         self.task = get_task(task)
         self.render_mode = render_mode
-        self.robot = robot or RobotSpec.from_yaml("arm6")
+        self.robot = RobotSpec.from_yaml("arm6")
         self.world = TabletopWorld(self.robot)
         image = gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         joints = gym.spaces.Box(self.robot.lower, self.robot.upper, dtype=np.float32)
@@ -52,7 +63,7 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             {
                 "images": gym.spaces.Dict(dict.fromkeys(self.robot.cameras, image)),
                 "state": gym.spaces.Box(self.robot.lower - margin, self.robot.upper + margin, dtype=np.float32),
-                "prompt": gym.spaces.Text(PROMPT_LENGTH, charset=string.ascii_letters + string.digits + " .,'-"),
+                "prompt": PromptSpace(PROMPT_LENGTH, charset=string.ascii_letters + string.digits + " .,'-"),
             }
         )
         self.action_space = joints
@@ -68,7 +79,7 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         super().reset(seed=seed)
         self.world.reset(self.np_random)
         goal = self.task.sample_goal(self.np_random, self.world.blocks)
-        self.goal = (options or {}).get("goal", goal)
+        self.goal = self._checked((options or {}).get("goal", goal))
         self._held_steps = 0
         self._wrong_object = False
         self._show()
@@ -81,7 +92,8 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         action = np.asarray(action, np.float32)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise ConfigError(f"Action {action} is not {len(self.robot.joints)} finite joint targets.")
-        self.world.drive(action)
+        with self._viewer.lock() if self._viewer else nullcontext():
+            self.world.drive(action)
         self._wrong_object |= self._takes_wrong_object()
         done = self.task.is_done(self.world, self.goal)
         self._held_steps = self._held_steps + 1 if done else 0
@@ -114,6 +126,13 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             if resource is not None:
                 resource.close()
         self._cameras = self._pretty = self._viewer = None
+
+    def _checked(self, goal: Goal) -> Goal:
+        """The goal, if this scene has its blocks and the task needs as many."""
+        named = [goal.block] if self.task.name != "Stack" else [goal.block, goal.onto]
+        if not set(named) <= set(self.world.blocks) or (goal.onto is not None and self.task.name != "Stack"):
+            raise ConfigError(f"{goal} is no goal of {self.task.name}; the blocks are {', '.join(self.world.blocks)}.")
+        return goal
 
     def _takes_wrong_object(self) -> bool:
         assert self.goal is not None

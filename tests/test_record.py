@@ -4,6 +4,7 @@ import pytest
 from pi0_control.errors import ConfigError
 from sims.record import SCENES, SCENES_PROMPT, Disturbance, record
 from sims.scene import BLOCK_COLOURS
+from sims.tabletop_env import TabletopEnv
 from sims.tasks import TASKS
 
 
@@ -54,6 +55,18 @@ def test_recording_is_a_function_of_the_seed() -> None:
     actions = [np.stack([frame[2] for frame in writer.episodes[0]["frames"]]) for writer in (one, same)]
     np.testing.assert_array_equal(*actions)
     assert not np.array_equal(one.episodes[0]["frames"][0][3], other.episodes[0]["frames"][0][3])
+
+
+def test_no_recorded_scene_is_that_of_an_environment_seed() -> None:
+    world = TabletopEnv("Reach").world
+    for seed in (0, 1, 100_000):
+        world.reset(np.random.default_rng(seed))
+        scene = world.block_positions()
+        assert not np.allclose(demonstrate(1, seed).episodes[0]["frames"][0][3], scene, atol=1e-3)
+
+
+def test_number_of_episodes_is_exact() -> None:
+    assert [demonstrate(count).num_episodes for count in (1, 2, 5)] == [1, 2, 5]
 
 
 def test_calm_demonstrations_reach_every_goal() -> None:

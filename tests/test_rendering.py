@@ -45,6 +45,13 @@ def test_no_environment_variable_is_needed_even_if_mujoco_was_imported_first() -
     assert "MuJoCo renders with" in done.stdout
 
 
+def test_an_opengl_that_cannot_be_loaded_is_one_sentence_about_packages() -> None:
+    code = "import sys\nsys.modules['mujoco'] = None\nimport sims"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "RenderError: MuJoCo cannot load the OpenGL" in done.stderr
+    assert "libegl1" in done.stderr
+
+
 def test_renderers_of_different_quality_live_side_by_side() -> None:
     world = TabletopWorld(RobotSpec.from_yaml("arm6"))
     world.reset(np.random.default_rng(0))
