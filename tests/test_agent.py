@@ -162,7 +162,7 @@ def test_each_sub_environment_has_its_prompt(wrap: Any) -> None:
     assert [row.prompt for row in policy.batches[0]] == ["go", "tap it"]
 
 
-def test_it_drives_a_gymnasium_environment_and_a_vector_of_them() -> None:
+def test_it_drives_a_gymnasium_environment() -> None:
     env = ArmEnv()
     agent = Pi0Agent(CountingPolicy(execution_horizon=2))
     observation, _ = env.reset(seed=0)
@@ -171,15 +171,24 @@ def test_it_drives_a_gymnasium_environment_and_a_vector_of_them() -> None:
         observation, *_ = env.step(agent.get_action(observation))
     np.testing.assert_allclose(observation["state"], start + 1)
 
-    envs = gym.vector.SyncVectorEnv([ArmEnv] * 2, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+@pytest.mark.parametrize("mode", [gym.vector.AutoresetMode.NEXT_STEP, gym.vector.AutoresetMode.SAME_STEP])
+def test_each_episode_of_a_vector_environment_begins_with_its_own_chunk(mode: gym.vector.AutoresetMode) -> None:
+    agent = Pi0Agent(CountingPolicy(execution_horizon=6))  # longer than an episode
+    envs = gym.vector.SyncVectorEnv([ArmEnv] * 2, autoreset_mode=mode)
     observation, _ = envs.reset(seed=0)
-    agent.reset()
-    for _ in range(5):
+    begins, ended_before, episodes = np.ones(2, np.bool_), np.zeros(2, np.bool_), 0
+    for _ in range(9):
         action = agent.get_action(observation)
         assert action.shape == envs.action_space.shape
+        np.testing.assert_array_equal(action[begins], observation["state"][begins])
+        episodes += begins.sum()
         observation, _, terminated, truncated, _ = envs.step(action)
-        if (terminated | truncated).any():
-            agent.reset(mask=terminated | truncated)
+        ended = terminated | truncated
+        begins = ended if mode == gym.vector.AutoresetMode.SAME_STEP else ended_before
+        ended_before = ended
+        agent.reset(mask=begins)
+    assert episodes >= 4
     envs.close()
 
 
@@ -192,12 +201,67 @@ def test_it_drives_a_gymnasium_environment_and_a_vector_of_them() -> None:
         ({**observe_many([0, 0]), "prompt": "touch it"}, "expected a sequence of texts"),
         ({**observe_many([0, 0]), "prompt": ("touch it",)}, "expected equal ones"),
         ({**observe_many([0, 0]), "images": observe()["images"]}, "expected equal ones"),
-        ({**observe(), "state": np.zeros(5)}, "expected 7 finite numbers"),
+        ({**observe(), "state": np.zeros(5)}, r"shape \[5\]; expected \[7\]"),
+        ((observe(), {}), r"is tuple; expected a dict with \['images', .*env.reset\(\) and env.step\(\) return first"),
+        (None, "is NoneType; expected a dict"),
     ],
 )
-def test_a_bad_observation_is_refused(observation: dict[str, Any], words: str) -> None:
+def test_a_bad_observation_is_refused(observation: Any, words: str) -> None:
     with pytest.raises(ObservationError, match=words):
         Pi0Agent(HoldPolicy(ARM6)).get_action(observation)
+
+
+class SeeingPolicy(CountingPolicy):
+    """Wants every camera."""
+
+    def check(self, observation: Observation) -> None:
+        super().check(observation)
+        if set(observation.images) != set(ARM6.cameras):
+            raise ObservationError("A camera is missing.")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": np.full(7, np.nan, np.float32)},
+        {"state": np.zeros(3)},
+        {"images": {}},
+        {"prompt": np.array(["touch", "it"])},
+        {"prompt": " "},
+    ],
+)
+def test_an_observation_between_chunks_is_refused_too_and_played_on_after(change: dict[str, Any]) -> None:
+    agent = Pi0Agent(SeeingPolicy())
+    agent.get_action(observe(0))
+    with pytest.raises(ObservationError):
+        agent.get_action({**observe(0), **change})
+    assert agent.get_action(observe(10))[0] == 1
+
+
+def test_every_row_of_a_vector_observation_is_checked_between_chunks() -> None:
+    agent = Pi0Agent(CountingPolicy())
+    agent.get_action(observe_many([0, 0]))
+    with pytest.raises(ObservationError, match="not finite"):
+        agent.get_action(observe_many([0, np.nan]))
+
+
+def test_a_refused_first_observation_fixes_nothing() -> None:
+    agent = Pi0Agent(CountingPolicy())
+    with pytest.raises(ObservationError):
+        agent.get_action(observe_many([np.nan, 0], ("go", "tap it")))
+    assert agent.get_action(observe_many([1, 2, 3]))[:, 0].tolist() == [1, 2, 3]
+
+
+def test_a_chunk_that_starts_late_is_refused() -> None:
+    class LatePolicy(CountingPolicy):
+        def infer_batch(
+            self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+        ) -> list[ActionChunk]:
+            first, *rest = super().infer_batch(observations)
+            return [first, *(ActionChunk(chunk.actions, chunk.start_s + 1, chunk.dt_s) for chunk in rest)]
+
+    with pytest.raises(ObservationError, match=r"environments \[1, 2\]; expected the policy's chunk to start"):
+        Pi0Agent(LatePolicy()).get_action(observe_many([0, 0, 0]))
 
 
 def test_a_refused_observation_leaves_the_agent_as_it_was() -> None:

@@ -24,6 +24,11 @@ class Pi0Agent:
     texts) and so has the action; sub-environments due for a new chunk are inferred in one batch. The number of
     environments may change at :meth:`reset` only.
 
+    With Gymnasium's vector autoreset, tell :meth:`reset` which sub-environments begin an episode with the observation
+    just returned. In its default mode NEXT_STEP that is one step after the step that ended episodes: call
+    ``agent.reset(mask=ended)`` with the ``terminated | truncated`` of the step before, and ``reset(mask=terminated |
+    truncated)`` of the same step in mode SAME_STEP.
+
     Args:
         policy: what to play.
         execution_horizon: actions to play of each chunk before the next; the policy's recommendation if None.
@@ -89,6 +94,11 @@ class Pi0Agent:
         Raises:
             ObservationError: a key, camera or entry is missing or not as expected; nothing is played then.
         """
+        if not isinstance(observation, Mapping):
+            raise ObservationError(
+                f"The observation is {type(observation).__name__}; expected a dict with {list(OBSERVATION_KEYS)}, "
+                "which env.reset() and env.step() return first."
+            )
         missing = [key for key in OBSERVATION_KEYS if key not in observation]
         if missing:
             raise ObservationError(f"The observation has {sorted(observation)} and lacks {missing}.")
@@ -100,23 +110,32 @@ class Pi0Agent:
         return actions if is_vector else actions[0]
 
     def _act(self, rows: Sequence[Observation], now_s: float) -> NDArray[np.float32]:
-        if not self._players:
-            self._players = [ChunkPlayer(self.execution_horizon) for _ in rows]
-            self._prompts = [row.prompt for row in rows]
-        if len(rows) != len(self._players):
-            raise ObservationError(f"Got {len(rows)} observations; expected {len(self._players)} as since the reset.")
+        players = self._players or [ChunkPlayer(self.execution_horizon) for _ in rows]
+        if len(rows) != len(players):
+            raise ObservationError(f"Got {len(rows)} observations; expected {len(players)} as since the reset.")
+        for row in rows:
+            self.policy.check(row)
+        prompts = [row.prompt for row in rows]
         due = [
             index
-            for index, (row, player, prompt) in enumerate(zip(rows, self._players, self._prompts, strict=True))
-            if player.needs_chunk(now_s) or row.prompt != prompt
+            for index, (prompt, player, before) in enumerate(
+                zip(prompts, players, self._prompts or prompts, strict=True)
+            )
+            if player.needs_chunk(now_s) or prompt != before
         ]
         chunks = self.policy.infer_batch([rows[index] for index in due]) if due else []
         for index, chunk in zip(due, chunks, strict=True):
-            self._players[index].load(chunk)
-            self._prompts[index] = rows[index].prompt
+            players[index].load(chunk)
+        self._players, self._prompts = players, prompts
         self.chunk_timing_ms = chunks[0].timing_ms if chunks else None
-        actions = [player.action(now_s) for player in self._players]
-        return np.stack([action for action in actions if action is not None])
+        actions = [player.action(now_s) for player in players]
+        idle = [index for index, action in enumerate(actions) if action is None]
+        if idle:
+            raise ObservationError(
+                f"No action is due now for environments {idle}; expected the policy's chunk to start at the "
+                "observation's stamp."
+            )
+        return np.array(actions, np.float32)
 
 
 def _single(observation: Mapping[str, Any], now_s: float) -> Observation:

@@ -81,7 +81,10 @@ class PolicyConfig:
         action_space: Literal["joint_delta", "joint_absolute"] = "joint_delta",
         **settings: Any,
     ) -> "PolicyConfig":
-        """The usual settings: cameras in order, deltas for all joints but grippers, half a horizon to execute."""
+        """The usual settings: cameras in order, deltas for all joints but grippers, half a horizon to execute.
+
+        A model without a state token (π0.5) reads the state in the prompt and normalises by quantiles.
+        """
         slots = [*CAMERA_SLOTS, *(f"camera_{index}" for index in range(len(CAMERA_SLOTS), model.num_cameras))]
         names = [*robot.cameras, *[None] * model.num_cameras]
         is_delta = action_space == "joint_delta"
@@ -90,6 +93,8 @@ class PolicyConfig:
             "delta_mask": tuple(is_delta and not bool(gripper) for gripper in robot.gripper_mask),
             "execution_horizon": max(1, model.action_horizon // 2),
         }
+        if model.state_input == "none":
+            defaults |= {"prompt_format": "pi05", "discrete_state_input": True, "norm": "quantile"}
         return cls(robot=robot, model=model, action_space=action_space, **{**defaults, **settings})
 
     def check_robot(self, robot: RobotSpec) -> None:

@@ -1,7 +1,9 @@
 """Policies: observations in, chunks of joint targets out."""
 
+import os
 import time as clock
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -9,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pi0_control.errors import CheckpointError, ConfigError, ObservationError
+from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.model.checkpoint import load_weights, save_weights
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.sampler import sample_actions, sample_noise
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats
-from pi0_control.policy.tokenizer import Tokenizer
-from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.policy.tokenizer import Tokenizer, clean_prompt
+from pi0_control.policy.transforms import PolicyTransforms, check_state
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, Observation
 
@@ -40,6 +42,9 @@ class Policy(Protocol):
     @property
     def execution_horizon(self) -> int:
         """How many of them to play before the next chunk, as the policy's maker recommends."""
+
+    def check(self, observation: Observation) -> None:
+        """Raise ObservationError if the policy must not act upon the observation; cheap, as it is asked every step."""
 
     def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
         """The chunk for one observation; ``noise`` replaces what a stochastic policy would draw."""
@@ -126,13 +131,21 @@ class Pi0Policy:
         return policy
 
     def save(self, directory: str | Path) -> None:
-        """Write a policy directory that :meth:`from_pretrained` reads; its policy.json is written last."""
+        """Write a policy directory that :meth:`from_pretrained` reads.
+
+        Each file gets its name when it is complete, policy.json last, so an interrupted save cuts no file short.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        save_weights(self.model, directory / WEIGHTS_FILE)
-        self.transforms.norm_stats.save(directory / STATS_FILE)
-        self.transforms.tokenizer.save(directory / TOKENIZER_FILE)
-        self.config.save(directory / CONFIG_FILE)
+        for name, write in (
+            (WEIGHTS_FILE, partial(save_weights, self.model)),
+            (STATS_FILE, self.transforms.norm_stats.save),
+            (TOKENIZER_FILE, self.transforms.tokenizer.save),
+            (CONFIG_FILE, self.config.save),
+        ):
+            unfinished = directory / f"{name}.partial"
+            write(unfinished)
+            os.replace(unfinished, directory / name)
 
     @property
     def horizon(self) -> int:
@@ -143,6 +156,13 @@ class Pi0Policy:
     def execution_horizon(self) -> int:
         """How many of them to play before the next chunk, as the policy's maker recommends."""
         return self.config.execution_horizon
+
+    def check(self, observation: Observation) -> None:
+        """Raise ObservationError if a camera is missing, an image, the state or the prompt is not as expected.
+
+        The length of the prompt is known, and refused, only when a chunk is inferred.
+        """
+        self.transforms.check(observation)
 
     def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
         """The chunk for one observation.
@@ -202,15 +222,15 @@ class HoldPolicy:
         if not 1 <= self.execution_horizon <= horizon:
             raise ConfigError(f"execution_horizon is {self.execution_horizon}; expected 1 to the horizon {horizon}.")
 
-    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
-        """The state, ``horizon`` times; ``noise`` is ignored.
+    def check(self, observation: Observation) -> None:
+        """Raise ObservationError if the state is not the robot's or the prompt is empty or not text."""
+        check_state(observation.state, self.robot)
+        clean_prompt(observation.prompt)
 
-        Raises:
-            ObservationError: the state has another length than the robot, or is not finite.
-        """
-        state, expected = np.asarray(observation.state, np.float32), len(self.robot.joints)
-        if state.shape != (expected,) or not np.isfinite(state).all():
-            raise ObservationError(f"The state is {state.tolist()}; expected {expected} finite numbers.")
+    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
+        """The state, ``horizon`` times; ``noise`` is ignored. Raises as :meth:`check`."""
+        self.check(observation)
+        state = np.asarray(observation.state, np.float32)
         timing_ms = {"preprocess": 0.0, "prefix": 0.0, "denoise": 0.0}
         return ActionChunk(np.tile(state, (self.horizon, 1)), observation.stamp_s, self.robot.dt_s, timing_ms)
 

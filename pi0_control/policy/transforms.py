@@ -1,6 +1,6 @@
 """Between physical units and model space: what inference and training both do to observations and actions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from pi0_control.model.pi0 import ModelInputs
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.images import check_image, resize_with_pad, to_model_range
 from pi0_control.policy.norm_stats import NormStats, VectorStats
-from pi0_control.policy.tokenizer import Tokenizer, Tokens
+from pi0_control.policy.tokenizer import Tokenizer, Tokens, clean_prompt
+from pi0_control.robot import RobotSpec
 from pi0_control.types import Observation
 
 
@@ -43,7 +44,9 @@ class PolicyTransforms:
         Raises:
             ObservationError: a camera is missing, an image, a state or a prompt is not as expected.
         """
-        states = np.stack([self.check_state(observation.state) for observation in observations])
+        for observation in observations:
+            self.check(observation)
+        states = np.stack([np.asarray(observation.state, np.float32) for observation in observations])
         normalized = self._normalize(self.norm_stats.state, states)
         padded = _pad_last(normalized, self.config.model.action_dim)
         in_prompt = padded if self.config.pad_state_in_prompt else normalized
@@ -82,23 +85,26 @@ class PolicyTransforms:
             self._normalize(self.norm_stats.actions, self.deltas(actions, states)), self.config.model.action_dim
         )
 
-    def check_state(self, state: ArrayLike) -> NDArray[np.float32]:
-        """The state as float32 [D].
+    def check(self, observation: Observation) -> None:
+        """Refuse an observation without resizing or tokenising anything.
 
         Raises:
-            ObservationError: another length, not numbers, or not finite.
+            ObservationError: a camera is missing, an image or the state is not as expected, or the prompt is empty or
+                not text.
         """
-        names = self.config.robot.joint_names
-        try:
-            values = np.asarray(state, np.float32)
-        except (TypeError, ValueError) as error:
-            raise ObservationError(f"The state is not a vector of numbers; expected {list(names)}.") from error
-        if values.shape != (len(names),):
-            raise ObservationError(f"The state has shape {list(values.shape)}; expected [{len(names)}]: {list(names)}.")
-        if not np.isfinite(values).all():
-            bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value)]
-            raise ObservationError(f"The state of {bad} is not finite; expected numbers.")
-        return values
+        check_state(observation.state, self.config.robot)
+        clean_prompt(observation.prompt)
+        if not isinstance(observation.images, Mapping):
+            raise ObservationError(f"The images are {type(observation.images).__name__}; expected a dict by camera.")
+        missing = [name for name in self.config.required_cameras if name not in observation.images]
+        if missing:
+            raise ObservationError(
+                f"The observation has cameras {sorted(observation.images)} and lacks {missing}; "
+                f"expected {list(self.config.required_cameras)}."
+            )
+        used = [name for name in self.config.cameras.values() if name is not None and name in observation.images]
+        for name in used:
+            check_image(observation.images[name], name)
 
     def _normalize(self, stats: VectorStats, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return stats.normalize(values, self.config.norm, self.config.norm_eps)
@@ -110,21 +116,12 @@ class PolicyTransforms:
 
     def _images(self, observation: Observation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Images [cameras, 3, S, S] in [-1, 1] and their mask; masked ones are black."""
-        missing = [name for name in self.config.required_cameras if name not in observation.images]
-        if missing:
-            raise ObservationError(
-                f"The observation has cameras {sorted(observation.images)} and lacks {missing}; "
-                f"expected {list(self.config.required_cameras)}."
-            )
         size, names = self.config.model.vision.image_size, list(self.config.cameras.values())
         images = np.zeros((len(names), size, size, 3), np.uint8)
         mask = np.array([name in observation.images for name in names])
         for slot, name in enumerate(names):
             if name is not None and mask[slot]:
-                check_image(observation.images[name], name)
                 images[slot] = resize_with_pad(observation.images[name], size)
-        if not mask.any():
-            raise ObservationError(f"The observation has none of the cameras {names}; expected at least one.")
         return np.ascontiguousarray(to_model_range(images).transpose(0, 3, 1, 2)), mask
 
     def _check_parts(self) -> None:
@@ -138,8 +135,36 @@ class PolicyTransforms:
                 f"The tokenizer has {self.tokenizer.vocab_size} pieces; expected at most the model's vocabulary of "
                 f"{model.vocab_size}."
             )
-        for stats in (self.norm_stats.state, self.norm_stats.actions):
-            self._normalize(stats, np.zeros(len(self.config.robot.joints), np.float32))
+        for name, stats in (("state", self.norm_stats.state), ("actions", self.norm_stats.actions)):
+            self._check_stats(name, stats)
+
+    def _check_stats(self, name: str, stats: VectorStats) -> None:
+        joints = len(self.config.robot.joints)
+        if len(stats.mean) < joints:
+            raise ConfigError(
+                f"The statistics of {name} have {len(stats.mean)} entries; expected at least {joints}, one per joint."
+            )
+        if stats.q01 is not None and stats.q99 is not None and (stats.q99 < stats.q01).any():
+            raise ConfigError(f"The statistics of {name} have q99 below q01; expected q01 <= q99 in every entry.")
+        self._normalize(stats, np.zeros(joints, np.float32))
+
+
+def check_state(state: ArrayLike, robot: RobotSpec) -> None:
+    """Refuse a state that is not one number [D] per joint of the robot.
+
+    Raises:
+        ObservationError: another length, not numbers, or not finite.
+    """
+    names = robot.joint_names
+    try:
+        values = np.asarray(state, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"The state is not a vector of numbers; expected {list(names)}.") from error
+    if values.shape != (len(names),):
+        raise ObservationError(f"The state has shape {list(values.shape)}; expected [{len(names)}]: {list(names)}.")
+    if not np.isfinite(values).all():
+        bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value)]
+        raise ObservationError(f"The state of {bad} is not finite; expected numbers.")
 
 
 def deltas(actions: ArrayLike, states: ArrayLike, delta_mask: ArrayLike) -> NDArray[np.float32]:
