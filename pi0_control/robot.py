@@ -3,6 +3,7 @@
 Everything that depends on the number of joints asks ``len(spec.joints)``; another robot is another YAML file.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -110,13 +111,18 @@ class RobotSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "robot") -> "RobotSpec":
-        """Build from plain values; unknown or missing keys raise ConfigError naming ``source``."""
+        """Build from plain values; unknown or missing keys and wrong types raise ConfigError naming ``source``."""
         _check_keys(cls, values, source)
-        joints = []
-        for index, joint in enumerate(values["joints"]):
-            _check_keys(Joint, joint, f"{source}: joint {index}")
-            joints.append(Joint(**joint))
-        return cls(values["name"], tuple(joints), tuple(values["cameras"]), float(values["control_rate_hz"]))
+        name, joints, cameras, rate = (values[entry.name] for entry in fields(cls))
+        _require_text(name, f"{source}: name")
+        _require_list(joints, f"{source}: joints")
+        _require_list(cameras, f"{source}: cameras")
+        for index, camera in enumerate(cameras):
+            _require_text(camera, f"{source}: cameras[{index}]")
+        _require_number(rate, f"{source}: control_rate_hz")
+        for index, joint in enumerate(joints):
+            _check_joint(joint, f"{source}: joint {index}")
+        return cls(name, tuple(Joint(**joint) for joint in joints), tuple(cameras), float(rate))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "RobotSpec":
@@ -130,7 +136,9 @@ class RobotSpec:
         if not file.is_file():
             raise ConfigError(f"No robot file {str(path)!r}; give a YAML file or one of {sorted(bundled)}.")
         try:
-            values = yaml.safe_load(file.read_text())
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"Robot file {file} is not text in UTF-8; expected YAML.") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"Robot file {file} is not YAML: {str(error).splitlines()[0]}.") from error
         return cls.from_dict(values, source=str(file))
@@ -139,5 +147,27 @@ class RobotSpec:
 def _check_keys(cls: type, values: Any, source: str) -> None:
     expected = {field.name for field in fields(cls)}
     if not isinstance(values, Mapping) or set(values) != expected:
-        got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+        got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
         raise ConfigError(f"{source} has {got}; expected exactly the keys {sorted(expected)}.")
+
+
+def _check_joint(values: Any, source: str) -> None:
+    _check_keys(Joint, values, source)
+    _require_text(values["name"], f"{source}: name")
+    for key in ("lower", "upper", "max_velocity", "max_effort", "home"):
+        _require_number(values[key], f"{source}: {key}")
+
+
+def _require_text(value: Any, what: str) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{what} is {value!r}; expected text.")
+
+
+def _require_list(value: Any, what: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{what} is {value!r}; expected a list.")
+
+
+def _require_number(value: Any, what: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ConfigError(f"{what} is {value!r}; expected a finite number.")

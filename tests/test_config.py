@@ -49,6 +49,11 @@ def test_switches_are_noticed_and_named(switch: dict[str, Any]) -> None:
         ({"attn_backend": "fast"}, r"attn_backend is 'fast'.*eager.*sdpa.*flex"),
         ({"ada_norm": "adaln"}, "ada_norm is 'adaln'"),
         ({"residual_gate": "layerscale"}, "layerscale"),
+        ({"depth": 2.5}, r"depth 2.5; expected a finite number \(int\)"),
+        ({"depth": "3"}, r"depth '3'; expected a finite number \(int\)"),
+        ({"depth": True}, r"depth True; expected a finite number \(int\)"),
+        ({"attn_softcap": float("inf")}, r"attn_softcap inf; expected a finite number \(float\)"),
+        ({"vision": {}}, "expected a SiglipConfig"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
@@ -62,6 +67,10 @@ def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], message: s
         {"image_size": 225},
         {"num_heads": 7},
         {"depth": -1},
+        {"depth": 2.5},
+        {"width": "16"},
+        {"stem": "conv", "stem_channels": None},
+        {"stem": "conv", "stem_channels": (8.0,)},
         {"stem": "conv"},
         {"stem_channels": (8,)},
         {"stem": "conv", "stem_channels": (12,)},
@@ -80,7 +89,10 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 
 def test_plain_values_must_be_complete_known_and_of_their_type() -> None:
     values = TINY.to_dict()
+    broken: Any
     for broken in (
+        [],
+        None,
         {key: value for key, value in values.items() if key != "depth"},
         {**values, "layers": 3},
         {**values, "depth": "three"},

@@ -31,6 +31,15 @@ def test_unknown_robot_names_the_bundled_ones() -> None:
         ({"cameras": ["a", "a"]}, "cameras with distinct names"),
         ({"control_rate_hz": 0}, "control_rate_hz 0"),
         ({"colour": "red"}, "expected exactly the keys"),
+        ({1: "red"}, "expected exactly the keys"),
+        ({"name": 6}, "name is 6; expected text"),
+        ({"joints": None}, "joints is None; expected a list"),
+        ({"joints": [None]}, "joint 0 has NoneType; expected exactly the keys"),
+        ({"cameras": "top"}, "cameras is 'top'; expected a list"),
+        ({"cameras": ["top", 2]}, r"cameras\[1\] is 2; expected text"),
+        ({"control_rate_hz": "fast"}, "control_rate_hz is 'fast'; expected a finite number"),
+        ({"control_rate_hz": float("inf")}, "control_rate_hz is inf; expected a finite number"),
+        ({"control_rate_hz": True}, "control_rate_hz is True; expected a finite number"),
     ],
 )
 def test_wrong_values_are_refused(tmp_path, change, message) -> None:
@@ -48,6 +57,10 @@ def test_wrong_values_are_refused(tmp_path, change, message) -> None:
         ({"lower": 9.0}, "expected lower < upper"),
         ({"home": 9.0}, "home 9.0 outside"),
         ({"max_effort": 0}, "above zero"),
+        ({"name": None}, "joint 0: name is None; expected text"),
+        ({"lower": "low"}, "joint 0: lower is 'low'; expected a finite number"),
+        ({"home": False}, "joint 0: home is False; expected a finite number"),
+        ({"upper": float("nan")}, "joint 0: upper is nan; expected a finite number"),
     ],
 )
 def test_wrong_joints_are_refused(change, message) -> None:
@@ -55,6 +68,17 @@ def test_wrong_joints_are_refused(change, message) -> None:
     values["joints"][0] |= change
     with pytest.raises(ConfigError, match=message):
         RobotSpec.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe\x80", "not text in UTF-8; expected YAML"), (b"a: [", "not YAML"), (b"", "NoneType")],
+)
+def test_a_file_that_is_not_a_robot_is_refused(tmp_path, content, message) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        RobotSpec.from_yaml(file)
 
 
 def test_columns_follow_command_order() -> None:

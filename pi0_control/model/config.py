@@ -1,5 +1,6 @@
 """Sizes and switches of the model: SiglipConfig and Pi0Config, validated once when they are made."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
@@ -29,7 +30,7 @@ class SiglipConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not exist or do not fit together."""
-        _check_choices(self)
+        _check_types(self, "vision")
         object.__setattr__(self, "stem_channels", tuple(self.stem_channels))
         for name in ("image_size", "patch_size", "width", "num_heads", "mlp_dim"):
             _require(getattr(self, name) > 0, f"vision.{name} is {getattr(self, name)}; expected above zero.")
@@ -105,7 +106,7 @@ class Pi0Config:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not exist or do not fit together."""
-        _check_choices(self)
+        _check_types(self, "model")
         for entry in fields(self):
             if entry.type is int:
                 value = getattr(self, entry.name)
@@ -176,8 +177,9 @@ class Pi0Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Pi0Config":
         """Build from plain values; unknown, missing or mistyped entries raise ConfigError."""
-        vision = SiglipConfig(**_checked(SiglipConfig, values.get("vision"), "vision"))
-        return cls(**{**_checked(cls, values, "model"), "vision": vision})
+        _check_keys(cls, values, "model")
+        _check_keys(SiglipConfig, values["vision"], "vision")
+        return cls(**{**values, "vision": SiglipConfig(**values["vision"])})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -185,25 +187,28 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_choices(config: SiglipConfig | Pi0Config) -> None:
+def _check_types(config: SiglipConfig | Pi0Config, source: str) -> None:
+    """Choices among their literals, numbers that are numbers, and parts of the right type."""
     for name, hint in get_type_hints(type(config)).items():
-        choices = get_args(hint)
+        value, choices = getattr(config, name), get_args(hint)
         if choices and all(isinstance(choice, str) for choice in choices):
-            value = getattr(config, name)
             _require(value in choices, f"{name} is {value!r}; expected one of {list(choices)}.")
+        elif hint in (int, float):
+            allowed = int if hint is int else int | float
+            fits = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+            _require(fits, f"{source} config has {name} {value!r}; expected a finite number ({hint.__name__}).")
+        elif hint is SiglipConfig:
+            _require(isinstance(value, SiglipConfig), f"{source} config has {name} {value!r}; expected a SiglipConfig.")
+        else:
+            fits = isinstance(value, list | tuple) and all(type(entry) is int for entry in value)
+            _require(fits, f"{source} config has {name} {value!r}; expected a list of whole numbers.")
 
 
-def _checked(cls: type, values: Any, source: str) -> dict[str, Any]:
-    """The values, if they have exactly the fields of ``cls`` with numbers where numbers belong."""
-    hints = get_type_hints(cls)
-    if not isinstance(values, Mapping) or set(values) != set(hints):
-        got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-        raise ConfigError(f"{source} config has {got}; expected exactly the keys {sorted(hints)}.")
-    for name, value in values.items():
-        allowed = {int: (int,), float: (int, float)}.get(hints[name])
-        if allowed and (not isinstance(value, allowed) or isinstance(value, bool)):
-            raise ConfigError(f"{source} config has {name} {value!r}; expected a number ({hints[name].__name__}).")
-    return dict(values)
+def _check_keys(cls: type, values: Any, source: str) -> None:
+    expected = sorted(entry.name for entry in fields(cls))
+    if not isinstance(values, Mapping) or set(values) != set(expected):
+        got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ConfigError(f"{source} config has {got}; expected exactly the keys {expected}.")
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
