@@ -1,7 +1,9 @@
 """The folder of a training run: its checkpoint and its log."""
 
 import json
-from collections.abc import Mapping
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,15 @@ class RunFolder:
         Raises:
             CheckpointError: there is none, or it is not whole.
         """
+        if not self.checkpoint_file.exists():
+            raise CheckpointError(f"No {self.checkpoint_file}; there is no run to resume.")
+        broken = f"{self.checkpoint_file} is not a whole checkpoint of a training run."
+        if not zipfile.is_zipfile(self.checkpoint_file):  # else torch would take it for a file of its old format
+            raise CheckpointError(broken)
         try:
             return Checkpoint(**torch.load(self.checkpoint_file, map_location="cpu", weights_only=True))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"No {self.checkpoint_file}; there is no run to resume.") from error
-        except (RuntimeError, TypeError, EOFError, OSError) as error:
-            raise CheckpointError(f"{self.checkpoint_file} is not a whole checkpoint of a training run.") from error
+        except (RuntimeError, TypeError, pickle.UnpicklingError, OSError) as error:
+            raise CheckpointError(broken) from error
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the log."""
@@ -64,9 +69,17 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def rewind_log(self, stages: list[str], checkpoint: Checkpoint) -> None:
-        """Drop the lines written behind a checkpoint, which its steps will write again."""
+        """Drop the lines written behind a checkpoint, which its steps will write again, and a torn last one."""
         if self.log_file.exists():
-            lines = [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
             done = (checkpoint.stage, checkpoint.step)
-            kept = [line for line in lines if (stages.index(line["stage"]), line["step"]) <= done]
-            self.log_file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            kept = [line for line in self._lines() if (stages.index(line["stage"]), line["step"]) <= done]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            layout.write_file(self.log_file, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Lines of the log up to the first one that is not whole."""
+        for line in self.log_file.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
