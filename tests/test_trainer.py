@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich
 import torch
 
 from pi0_control.errors import CheckpointError, ConfigError, DatasetError
-from pi0_control.model import Pi0Config, SiglipConfig
+from pi0_control.model import Pi0, Pi0Config, SiglipConfig
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
@@ -19,7 +20,9 @@ from pi0_control.train.batches import Draws, FrameInputs, split_episodes
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
-from pi0_control.train.flow import FlowStage
+from pi0_control.train.flow import FlowStage, FlowTargets, flow_losses
+from pi0_control.train.grounding import GroundingHead, Learner
+from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import learning_rate
 from pi0_control.train.training import MINI_TOKENIZER, compute_norm_stats, train
 from pi0_control.train.writer import DatasetWriter
@@ -166,6 +169,40 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrat
         run(config, demonstrations, tmp_path / "new", resume=True)
 
 
+def test_a_kill_before_the_last_policy_was_written_is_made_good_by_resuming(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = Pi0Policy.save
+
+    def interrupted(policy, directory):
+        if policy.config.provenance["training"]["step"] == QUICK.steps:
+            raise KeyboardInterrupt
+        save(policy, directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pi0Policy, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(QUICK, demonstrations, tmp_path)
+    resumed = run(QUICK, demonstrations, tmp_path, resume=True)
+    assert resumed.config.provenance["training"]["step"] == QUICK.steps
+    averaged = RunFolder(tmp_path).load().averaged
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, averaged[f"policy.{name}"]), name
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_progress_goes_to_stderr_or_nowhere(
+    demonstrations: Path, tmp_path: Path, visible: bool, capsys: pytest.CaptureFixture[str]
+):
+    config = replace(QUICK, steps=1)
+    run(config, demonstrations, tmp_path / "out", cache_dir=tmp_path / "cache", show_progress=visible)
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert ("policy 1: flow_loss" in printed.err) == ("decoding" in printed.err) == visible
+    assert visible or not printed.err
+    assert not rich.get_console().quiet  # that one is for everybody
+
+
 def test_the_policy_tells_where_it_comes_from(demonstrations: Path, tmp_path: Path):
     policy = run(replace(QUICK, steps=2), demonstrations, tmp_path)
     training = policy.config.provenance["training"]
@@ -222,6 +259,18 @@ def test_actions_behind_the_end_do_not_count(parts):
     targets = stage.targets(np.array([5, 4, 0]), torch.device("cpu"))  # 6 frames per episode
     assert targets.is_real.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     assert targets.position[0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
+
+
+def test_the_loss_is_the_models_where_nothing_is_padded(parts):
+    dataset, images, transforms = parts
+    torch.manual_seed(0)
+    learner = Learner(Pi0(MODEL), GroundingHead(MODEL.prefix_width, dataset.objects))
+    inputs = FrameInputs(dataset, images, transforms).get(np.array([0, 7]), torch.device("cpu"))
+    actions, noise = torch.randn(2, 2, 4, 3)
+    time, unknown = torch.rand(2), torch.zeros(2)
+    targets = FlowTargets(MODEL.action_dim, actions, torch.ones(2, 4), torch.zeros(2, 3), unknown)
+    loss = flow_losses(learner, inputs, targets, noise, time, locate=False)["flow_loss"]
+    torch.testing.assert_close(loss, learner.policy.loss(inputs, actions, noise, time).mean())
 
 
 def test_a_masked_wrist_camera_is_black(parts):

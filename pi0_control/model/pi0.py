@@ -320,9 +320,13 @@ class Pi0(nn.Module):
         Returns:
             float32 [B, horizon, action_dim]; its mean is the training loss.
         """
+        return self.flow_error(self.encode_prefix(inputs, with_hidden=False), inputs.state, actions, noise, time)
+
+    def flow_error(self, cache: PrefixCache, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """As :meth:`loss`, against an encoded prefix with as many rows as the state [B, action_dim]."""
         t = time[:, None, None]
         x_t = t * noise + (1 - t) * actions
-        velocity = self.denoise_step(inputs.state, self.encode_prefix(inputs, with_hidden=False), x_t, time)
+        velocity = self.denoise_step(state, cache, x_t, time)
         return (velocity - (noise - actions)).square()
 
     def _attention(self, mask: Tensor) -> Attention:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pi0_control.errors import DatasetError
@@ -39,7 +40,7 @@ def decode_images(
         size: side of the images in pixels.
         cache_dir: folder for the file, made if needed.
         threads: videos decoded at the same time; by default one per core.
-        show_progress: draw a progress bar.
+        show_progress: draw a progress bar on stderr.
 
     Returns:
         uint8 [N, cameras, size, size, 3], read-only, mapped from the file.
@@ -111,4 +112,4 @@ def _decode_file(path: Path, episodes: Sequence[Episode], camera: str, fps: floa
 
 def _progress(visible: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not visible)
+    return Progress(*columns, console=Console(stderr=True), disable=not visible)

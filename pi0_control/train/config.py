@@ -45,7 +45,8 @@ class TrainConfig:
         noise_draws_per_prefix: points of the flow learned per frame, against one encoding of images and text.
         grounding_weight: weight of locating the named object while learning the demonstrations; 0 is off.
         state_dropout: how often the policy does not see its joints.
-        state_noise: spread of the noise on the normalised state.
+        state_noise: spread of the noise on the normalised state. Neither this nor ``state_dropout`` touches a state
+            that is written in the prompt (``discrete_state_input``).
         brightness_jitter, contrast_jitter: spread of random changes to each image, on a range of -1 to 1.
         camera_dropout: how often one wrist camera is masked.
         validation_fraction: part of the episodes that is held out.

@@ -152,11 +152,8 @@ def flow_losses(
     cache = learner.policy.encode_prefix(inputs, with_hidden=locate)
     repeated = replace(cache, hidden=None).repeat_interleave(draws)
     actions = targets.actions.repeat_interleave(draws, dim=0)
-    t = time[:, None, None]
-    x_t = t * noise + (1 - t) * actions
     state = inputs.state.repeat_interleave(draws, dim=0)
-    velocity = learner.policy.denoise_step(state, repeated, x_t, time)
-    error = (velocity - (noise - actions)).square().sum(-1)
+    error = learner.policy.flow_error(repeated, state, actions, noise, time).sum(-1)
     real = targets.is_real.repeat_interleave(draws, dim=0)
     losses = {"flow_loss": (error * real).sum() / (real.sum() * targets.joints)}
     if locate:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -54,12 +55,12 @@ class Trainer:
     Args:
         config: of the training.
         learner: starts from its present weights; moved to the config's device.
-        stages: those with no steps are skipped.
+        stages: those with no steps are skipped; at least one has some.
         folder: where checkpoint and log go.
         settings: identifies the run; a checkpoint of another one is refused.
         on_checkpoint: called with the averaged weights, the stage's name and the number of its steps done, whenever
-            a checkpoint was written.
-        show_progress: draw a progress bar and print validation scores.
+            a checkpoint was written and at the end of every run, also of one that resumes a finished one.
+        show_progress: draw a progress bar and print validation scores, both to stderr.
     """
 
     def __init__(
@@ -118,7 +119,12 @@ class Trainer:
                     self._next_stage()
                 else:
                     break
+        self._on_checkpoint(self.averaged, self.stages[-1].name, self._step)
         return self.averaged
+
+    @property
+    def _is_done(self) -> bool:
+        return self._stage + 1 == len(self.stages) and self._step == self.stages[-1].steps
 
     def _next_stage(self) -> None:
         """Start the next stage from the averaged weights, with a fresh optimiser."""
@@ -172,8 +178,10 @@ class Trainer:
     def _validate(self, stage: Stage) -> None:
         with self._autocast():
             scores = stage.validate(self.averaged, self.device)
-        if scores:
-            self._folder.log({"stage": stage.name, "step": self._step, "validation": scores})
+        if not scores:
+            return
+        self._folder.log({"stage": stage.name, "step": self._step, "validation": scores})
+        if not self._progress.disable:
             text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
             self._progress.console.print(f"{stage.name} {self._step}: {text}")
 
@@ -181,7 +189,8 @@ class Trainer:
         state = self._optimizer.state_dict()
         learner, averaged = self.learner.state_dict(), self.averaged.state_dict()
         self._folder.save(Checkpoint(self._settings, self._stage, self._step, learner, averaged, state))
-        self._on_checkpoint(self.averaged, stage.name, self._step)
+        if not self._is_done:  # else it is called at the end of the run
+            self._on_checkpoint(self.averaged, stage.name, self._step)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.learner.parameters() if p.dim() >= 2]
@@ -231,6 +240,5 @@ class _Meter:
 
 def _progress(visible: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[scores]}"))
-    progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not visible)
-    progress.console.quiet = not visible
-    return progress
+    console = Console(stderr=True)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not visible)
