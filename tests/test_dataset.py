@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,15 @@ def test_roots_of_other_objects_do_not_mix(tmp_path: Path):
         Dataset.open([tmp_path / "a", tmp_path / "b"])
 
 
+def test_roots_of_other_joints_do_not_mix(tmp_path: Path):
+    swapped = replace(ROBOT, joints=ROBOT.joints[::-1])
+    for name, robot in (("a", ROBOT), ("b", swapped)):
+        with writer(tmp_path / name, robot=robot) as recorder:
+            record(recorder, 2)
+    with pytest.raises(DatasetError, match=r"\['grip', 'swing'\], others \['swing', 'grip'\]"):
+        Dataset.open([tmp_path / "a", tmp_path / "b"])
+
+
 def test_recording_goes_on_after_reopening(tmp_path: Path):
     with writer(tmp_path) as recorder:
         record(recorder, 3)
@@ -161,6 +172,30 @@ def test_a_kill_between_any_two_file_operations_loses_at_most_the_running_episod
         assert lengths == [*[2, 3][: reopened.num_episodes - 1], 4]
         operations += 1
     assert operations > 40  # info, then twice: tasks, two videos, data, episode, stats, info
+
+
+@pytest.mark.parametrize("left", ["meta", "meta data", "meta data videos"])
+def test_what_is_left_of_a_first_episode_that_was_never_finished_is_replaced(tmp_path: Path, left: str):
+    with writer(tmp_path) as recorder:
+        record(recorder, 3)
+    for name in {"data", "videos"} - set(left.split()):
+        shutil.rmtree(tmp_path / name)
+    shutil.rmtree(tmp_path / "meta" / "episodes")
+    for name in ("info.json", "stats.json"):
+        (tmp_path / "meta" / name).unlink()
+    with writer(tmp_path) as recorder:
+        assert recorder.num_episodes == 0
+        record(recorder, 2, "lift the blue block", 1)
+    dataset = Dataset.open(tmp_path)
+    assert (len(dataset), dataset.tasks) == (2, ("lift the blue block",))
+
+
+def test_complete_episodes_without_their_info_are_not_overwritten(tmp_path: Path):
+    with writer(tmp_path) as recorder:
+        record(recorder, 3)
+    (tmp_path / "meta" / "info.json").unlink()
+    with pytest.raises(DatasetError, match=r"but no meta/info\.json"):
+        writer(tmp_path)
 
 
 def test_chunks_repeat_the_last_action_behind_the_end_of_the_episode(tmp_path: Path):

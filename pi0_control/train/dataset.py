@@ -135,6 +135,10 @@ def _join(parts: Sequence[Dataset]) -> Dataset:
         widths = [(d.states.shape[1], d.actions.shape[1]) for d in (part, first)]
         if widths[0] != widths[1]:
             raise DatasetError(f"{part.roots[0]} has states and actions of {widths[0]} numbers, others {widths[1]}.")
+        for feature in (layout.STATE, layout.ACTION):
+            names, others = (layout.joint_names_of(d.features, feature) for d in (part, first))
+            if names and others and names != others:
+                raise DatasetError(f"{part.roots[0]} has {feature} of {list(names)}, others {list(others)}.")
     roots = tuple(root for part in parts for root in part.roots)
     episodes: list[Episode] = []
     for part in parts:

@@ -92,6 +92,13 @@ def object_names_of(features: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(name).removesuffix(".x") for name in names[::3])
 
 
+def joint_names_of(features: Mapping[str, Any], feature: str) -> tuple[str, ...]:
+    """Names of the numbers of a state or action, also where they are grouped as ``{"motors": [..]}``; may be empty."""
+    names = features[feature].get("names") or []
+    groups = names.values() if isinstance(names, Mapping) else [names]
+    return tuple(str(name) for group in groups for name in group)
+
+
 def location(index: int) -> dict[str, int]:
     """Chunk and file of the ``index``-th file."""
     return {"chunk_index": index // FILES_PER_CHUNK, "file_index": index % FILES_PER_CHUNK}

@@ -162,9 +162,16 @@ class DatasetWriter:
 
     def _create(self) -> None:
         files = [path for path in self.root.rglob("*") if path.is_file() and path.suffix != layout.PARTIAL]
+        files = [path for path in files if path not in self._before_first_episode()]
         if files:
             raise DatasetError(f"Folder {self.root} holds {files[0].name} but no meta/info.json; expected a dataset.")
         self._write_info()
+
+    def _before_first_episode(self) -> set[Path]:
+        """Files that a writer may have left behind that never finished an episode."""
+        first = layout.location(0)
+        videos = {layout.VIDEO_PATH.format(video_key=layout.IMAGES + name, **first) for name in self.robot.cameras}
+        return {self.root / name for name in {"meta/tasks.parquet", layout.DATA_PATH.format(**first), *videos}}
 
     def _resume(self) -> None:
         info = layout.read_info(self.root)
