@@ -1,10 +1,12 @@
 """The trainer's laws: it learns, it resumes as if it had not stopped, and it trains on what the policy will see."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rich
 import torch
@@ -167,6 +169,40 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrat
         run(config, demonstrations, tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="no run to resume"):
         run(config, demonstrations, tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_read(tmp_path: Path):
+    nowhere, file, policy = tmp_path / "nowhere", tmp_path / "file", tmp_path / "policy"
+    file.write_text("mine")
+    policy.mkdir()
+    (policy / "policy.json").write_text("{}")
+    cases = [
+        (CheckpointError, "holds a policy", QUICK, policy),
+        (ConfigError, "file is a file", QUICK, file),
+        (ConfigError, "Nothing to train", replace(QUICK, steps=0), nowhere),
+        (ConfigError, "'nonsense'", replace(QUICK, device="nonsense"), nowhere),
+    ]
+    for error, message, config, out in cases:
+        with pytest.raises(error, match=message):
+            run(config, tmp_path / "no_data", out)
+    assert not nowhere.exists()
+
+
+def test_a_run_is_not_resumed_with_another_tokenizer_or_other_actions(demonstrations: Path, tmp_path: Path):
+    data, out, tokenizer = tmp_path / "data", tmp_path / "out", tmp_path / "tokenizer.model"
+    shutil.copytree(demonstrations, data)
+    config = replace(QUICK, steps=1)
+    run(config, data, out)
+    run(config, data, out, resume=True)
+    tokenizer.write_bytes(MINI_TOKENIZER.read_bytes() + b"\xe2\x12\x00")  # a field that means nothing
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(config, data, out, resume=True, tokenizer=tokenizer)
+    for file in (data / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.drop(["action"]).append_column("action", table["observation.state"]), file)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(config, data, out, resume=True)
 
 
 def test_a_kill_before_the_last_policy_was_written_is_made_good_by_resuming(
@@ -319,6 +355,9 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
     policy = PolicyConfig.for_robot(arm, replace(MODEL, action_dim=7, num_cameras=3))
     with pytest.raises(DatasetError, match="2 numbers; the policy's robot has 7"):
         run(QUICK, demonstrations, tmp_path, policy_config=policy)
+    swapped = replace(POLICY, robot=replace(ROBOT, joints=ROBOT.joints[::-1]))
+    with pytest.raises(DatasetError, match=r"\['swing', 'grip'\]; the policy's robot has \['grip', 'swing'\]"):
+        run(QUICK, demonstrations, tmp_path, policy_config=swapped)
     with pytest.raises(DatasetError, match="finite"):
         run(replace(QUICK, steps=3, learning_rate=1e30, clip_norm=1e30), demonstrations, tmp_path)
 

@@ -1,5 +1,6 @@
 """train(): from recordings to a policy directory, in one call."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -14,9 +15,10 @@ from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
-from pi0_control.policy.policy import POLICIES_DIR, TOKENIZER_FILE, Pi0Policy
+from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, Pi0Policy, resolve_device
 from pi0_control.policy.tokenizer import Tokenizer
-from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.policy.transforms import PolicyTransforms, deltas
+from pi0_control.train import layout
 from pi0_control.train.batches import split_episodes
 from pi0_control.train.cache import decode_images, fingerprint
 from pi0_control.train.config import TrainConfig
@@ -66,15 +68,18 @@ def train(
         show_progress: draw progress bars and print validation scores.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: options that do not go together, nothing to train, or no such device.
         DatasetError: recordings that cannot be read or do not fit the policy.
-        CheckpointError: ``out`` holds a run and ``resume`` is not set, or its checkpoint does not fit.
+        CheckpointError: ``out`` holds a run or a policy and ``resume`` is not set, or it holds no run that fits and
+            ``resume`` is set.
     """
     folder = RunFolder(out)
-    if folder.checkpoint_file.exists() and not resume:
-        raise CheckpointError(f"{folder.path} holds a training run; resume it or train into another folder.")
+    _check_out(folder, resume)
     if (policy_config is None) == (init is None):
         raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
+    if not config.steps and not (grounding_roots and config.grounding_steps):
+        raise ConfigError("Nothing to train: steps is 0 and there is no grounding; expected steps above 0.")
+    resolve_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     dataset = Dataset.open(dataset_roots)
@@ -95,7 +100,7 @@ def train(
         learner,
         stages,
         folder,
-        settings=_settings(config, transforms.config, [mark for _, _, mark in data], templates),
+        settings=_settings(config, transforms, [mark for _, _, mark in data], templates),
         on_checkpoint=_saver(config, transforms, dataset, folder.path),
         show_progress=show_progress,
     )
@@ -108,15 +113,25 @@ def train(
 
 def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[np.int64]) -> NormStats:
     """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them."""
-    identity = VectorStats(*(np.full(dataset.states.shape[1], value) for value in (0.0, 1.0, -1.0, 1.0)))
-    tokenizer = Tokenizer(MINI_TOKENIZER, config.model.max_token_len)
-    transforms = PolicyTransforms(config, NormStats(identity, identity), tokenizer)
     state, actions = RunningStats(dataset.states.shape[1]), RunningStats(dataset.actions.shape[1])
     for part in np.array_split(frames, max(1, len(frames) // 4096)):
         state.update(dataset.states[part])
         chunks, is_pad = dataset.action_chunks(part, config.model.action_horizon)
-        actions.update(transforms.deltas(chunks, dataset.states[part])[~is_pad])
+        actions.update(deltas(chunks, dataset.states[part], config.delta_mask)[~is_pad])
     return NormStats(_with_spread(state.result()), _with_spread(actions.result()))
+
+
+def _check_out(folder: RunFolder, resume: bool) -> None:
+    """Refuse to overwrite a run or a policy, and to resume what is not there."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ConfigError(f"{folder.path} is a file; expected a folder or a new name for one.")
+    has_run = folder.checkpoint_file.exists()
+    if resume and not has_run:
+        raise CheckpointError(f"No {folder.checkpoint_file}; there is no run to resume.")
+    if has_run and not resume:
+        raise CheckpointError(f"{folder.path} holds a training run; resume it or train into another folder.")
+    if (folder.path / CONFIG_FILE).exists() and not resume:
+        raise CheckpointError(f"{folder.path} holds a policy; train into another folder.")
 
 
 def _with_spread(stats: VectorStats) -> VectorStats:
@@ -153,10 +168,15 @@ def _start(
 
 
 def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
-    joints, root = len(config.robot.joints), dataset.roots[0]
-    for name, values in (("states", dataset.states), ("actions", dataset.actions)):
-        if values.shape[1] != joints:
-            raise DatasetError(f"{root} has {name} of {values.shape[1]} numbers; the policy's robot has {joints}.")
+    joints, root = config.robot.joint_names, dataset.roots[0]
+    for feature, values in ((layout.STATE, dataset.states), (layout.ACTION, dataset.actions)):
+        if values.shape[1] != len(joints):
+            raise DatasetError(
+                f"{root} has {feature} of {values.shape[1]} numbers; the policy's robot has {len(joints)}."
+            )
+        names = layout.joint_names_of(dataset.features, feature)
+        if names and names != joints:
+            raise DatasetError(f"{root} has {feature} of {list(names)}; the policy's robot has {list(joints)}.")
     if dataset.fps != config.robot.control_rate_hz:
         raise DatasetError(f"{root} has {dataset.fps} fps; the policy's robot runs at {config.robot.control_rate_hz}.")
 
@@ -171,10 +191,13 @@ def _images(
     return images, fingerprint(dataset, cameras, size)
 
 
-def _settings(config: TrainConfig, policy: PolicyConfig, marks: Sequence[str], templates: Sequence[str]) -> str:
+def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence[str], templates: Sequence[str]) -> str:
     """Everything that the losses of a run depend on, as text."""
     chosen = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
-    return json.dumps([chosen, policy.to_dict(), list(marks), list(templates)], sort_keys=True)
+    tokenizer = hashlib.sha256(transforms.tokenizer.serialized).hexdigest()
+    stats = asdict(transforms.norm_stats)
+    parts = [chosen, transforms.config.to_dict(), stats, tokenizer, list(marks), list(templates)]
+    return json.dumps(parts, sort_keys=True, default=np.ndarray.tolist)
 
 
 def _saver(
