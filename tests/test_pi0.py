@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -325,6 +326,25 @@ def test_training_step_is_one_graph(config: Pi0Config) -> None:
 
     compiled = torch.compile(velocity, backend="eager", dynamic=False, fullgraph=True)
     torch.testing.assert_close(compiled(inputs, noise, time), velocity(inputs, noise, time), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_gradients_are_those_of_the_plain_model() -> None:
+    config = replace(TINY, depth=1, vision=replace(TINY.vision, depth=0))
+    model, inputs, (_, noise, time) = make_model(config), make_inputs(config), make_flow(config, batch=4)
+
+    def score(inputs: ModelInputs, noise: Tensor, time: Tensor) -> Tensor:
+        cache = model.encode_prefix(inputs, with_hidden=False).repeat_interleave(2)
+        return model.denoise_step(inputs.state.repeat_interleave(2, dim=0), cache, noise, time).square().mean()
+
+    gradients = []
+    for compute in (score, torch.compile(score, dynamic=False, fullgraph=True)):
+        model.zero_grad()
+        compute(inputs, noise, time).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, plain in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], plain, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_images_of_another_size_are_refused() -> None:

@@ -148,7 +148,8 @@ def _eager(
     if prefix is None:
         out = weights @ own_values
     else:
-        of_prefix, of_own = weights.split([prefix[0].shape[1], k.shape[1]], dim=-1)
+        # Copies, not views: torch 2.13's compiled backward on a CPU reads saved views of the weights wrongly.
+        of_prefix, of_own = (part.contiguous() for part in weights.split([prefix[0].shape[1], k.shape[1]], dim=-1))
         out = (of_prefix.flatten(2, 3) @ prefix[1].transpose(1, 2)).view(*rows.shape) + of_own @ own_values
     out = out.unflatten(3, (-1, queries)).permute(0, 2, 4, 1, 3, 5)  # [b, r, T, K, g, H]
     return out.reshape(batch, queries, heads * head_dim)
