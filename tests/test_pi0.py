@@ -328,7 +328,7 @@ def test_training_step_is_one_graph(config: Pi0Config) -> None:
     torch.testing.assert_close(compiled(inputs, noise, time), velocity(inputs, noise, time), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("default::DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_gradients_are_those_of_the_plain_model() -> None:
     config = replace(TINY, depth=1, vision=replace(TINY.vision, depth=0))
