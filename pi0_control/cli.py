@@ -151,7 +151,9 @@ def train(
     from pi0_control.train.training import train as run
     from sims.record import grounding_wordings
 
-    fresh = PolicyConfig.for_robot(RobotSpec.from_yaml("arm6"), Pi0Config.preset("mini"), execution_horizon=4, num_steps=5)
+    fresh = PolicyConfig.for_robot(
+        RobotSpec.from_yaml("arm6"), Pi0Config.preset("mini"), execution_horizon=4, num_steps=5
+    )
     run(
         config,
         dataset,

@@ -5,6 +5,7 @@ At zero joint angles the arm points straight up; shoulder, elbow and wrist bend 
 shoulder + elbow + wrist = pi points the gripper straight down.
 """
 
+import functools
 from collections.abc import Sequence
 
 import mujoco
@@ -259,15 +260,7 @@ def _add_hand(spec: mujoco.MjSpec, flange: mujoco.MjsBody, gripper: str, effort:
     hand.add_geom(
         name="palm", type=mjtGeom.mjGEOM_BOX, size=[0.024, 0.068, 0.022], pos=[0, 0, 0.022], rgba=_GRAPHITE, mass=0.35
     )
-    hand.add_geom(
-        type=mjtGeom.mjGEOM_BOX,
-        size=[0.0245, 0.030, 0.010],
-        pos=[0, 0, 0.022],
-        rgba=_WHITE,
-        mass=0,
-        contype=0,
-        conaffinity=0,
-    )
+    _trim_box(hand, [0.0245, 0.030, 0.010], [0, 0, 0.022], _WHITE)
     hand.add_site(name="tcp", pos=[0, 0, HAND_TO_TCP_M], size=[0.004] * 3, group=4)
     for name, side in (("left", 1), ("right", -1)):
         _add_finger(hand, name, side, gripper if side > 0 else f"{gripper}_mirror")
@@ -289,15 +282,7 @@ def _add_finger(hand: mujoco.MjsBody, name: str, side: int, joint: str) -> None:
     finger.add_joint(
         name=joint, type=mjtJoint.mjJNT_SLIDE, axis=[0, side, 0], range=[0, FINGER_TRAVEL_M], damping=5, armature=0.1
     )
-    finger.add_geom(
-        type=mjtGeom.mjGEOM_BOX,
-        size=[0.012, 0.010, 0.014],
-        pos=[0, side * 0.012, 0.012],
-        rgba=_STEEL,
-        mass=0.04,
-        contype=0,
-        conaffinity=0,
-    )
+    _trim_box(finger, [0.012, 0.010, 0.014], [0, side * 0.012, 0.012], _STEEL, 0.04)
     finger.add_geom(
         name=f"{name}_finger",
         type=mjtGeom.mjGEOM_BOX,
@@ -313,51 +298,20 @@ def _add_finger(hand: mujoco.MjsBody, name: str, side: int, joint: str) -> None:
 
 def _add_wrist_camera(hand: mujoco.MjsBody, name: str, side: int) -> None:
     _add_camera(hand, name, 70, (0, side * 0.125, 0.040), (0, side * 0.022, 0.165), up=(-1, 0, 0))
-    hand.add_geom(
-        type=mjtGeom.mjGEOM_BOX,
-        size=[0.010, 0.030, 0.004],
-        pos=[0, side * 0.095, 0.012],
-        rgba=_STEEL,
-        mass=0,
-        contype=0,
-        conaffinity=0,
-    )
-    hand.add_geom(
-        type=mjtGeom.mjGEOM_BOX,
-        size=[0.013, 0.013, 0.012],
-        pos=[0, side * 0.126, 0.014],
-        rgba=_BLACK,
-        mass=0.02,
-        contype=0,
-        conaffinity=0,
-    )
+    _trim_box(hand, [0.010, 0.030, 0.004], [0, side * 0.095, 0.012], _STEEL)
+    _trim_box(hand, [0.013, 0.013, 0.012], [0, side * 0.126, 0.014], _BLACK, 0.02)
 
 
-def _capsule(
-    body: mujoco.MjsBody,
-    start: Sequence[float],
-    end: Sequence[float],
-    radius: float,
-    rgba: Sequence[float],
-    mass: float,
+def _trim_box(
+    body: mujoco.MjsBody, size: Sequence[float], pos: Sequence[float], rgba: Sequence[float], mass: float = 0
 ) -> None:
-    _round(body, mjtGeom.mjGEOM_CAPSULE, start, end, radius, rgba, mass)
-
-
-def _cylinder(
-    body: mujoco.MjsBody,
-    start: Sequence[float],
-    end: Sequence[float],
-    radius: float,
-    rgba: Sequence[float],
-    mass: float,
-) -> None:
-    _round(body, mjtGeom.mjGEOM_CYLINDER, start, end, radius, rgba, mass)
+    """A box that is drawn and weighed but touches nothing."""
+    body.add_geom(type=mjtGeom.mjGEOM_BOX, size=size, pos=pos, rgba=rgba, mass=mass, contype=0, conaffinity=0)
 
 
 def _round(
-    body: mujoco.MjsBody,
     kind: mjtGeom,
+    body: mujoco.MjsBody,
     start: Sequence[float],
     end: Sequence[float],
     radius: float,
@@ -368,6 +322,10 @@ def _round(
     body.add_geom(
         type=kind, fromto=[*start, *end], size=[radius, 0, 0], rgba=rgba, mass=mass, contype=solid, conaffinity=solid
     )
+
+
+_capsule = functools.partial(_round, mjtGeom.mjGEOM_CAPSULE)
+_cylinder = functools.partial(_round, mjtGeom.mjGEOM_CYLINDER)
 
 
 def _add_camera(
