@@ -38,7 +38,7 @@ def main() -> None:
         print(f"pi0: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"pi0: {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(f"pi0: {error.filename}: {error.strerror}." if error.filename else f"pi0: {error}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("pi0: interrupted.", file=sys.stderr)

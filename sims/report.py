@@ -9,10 +9,10 @@ from rich.table import Table
 from sims.evaluate import TaskResult
 
 STAGES = ("preprocess", "prefix", "denoise")
-COLUMNS = ("success", "95 %", "wrong", "length", "chunk [ms]", "in stages", "speed")
+COLUMNS = ("success", "95 %", "wrong", "length", "chunk ms", "in stages", "speed")
 LEGEND = (
     "95 %: Wilson interval. wrong: another block was taken. length: mean, simulated.\n"
-    "chunk: one inference, median (p95). stages: preprocess+prefix+denoise, medians.\n"
+    "chunk: one inference, median (p95), of which preprocess+prefix+denoise, medians.\n"
     "speed: simulated against real time."
 )
 
