@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 CAMERA_PIXELS = 336
 BANNER_PIXELS = 44
+LABEL_PIXELS = 22
 OUTCOME_S = 1.5
 _INK, _PAPER, _GREEN, _RED = (30, 32, 36), (246, 246, 244), (22, 130, 60), (190, 40, 35)  # RGB
 
@@ -44,9 +45,9 @@ def compose(images: Mapping[str, NDArray[np.uint8]], prompt: str, outcome: str =
     views = []
     for name, image in images.items():
         view = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
-        write_text(view, name, (8, CAMERA_PIXELS - 10), 0.42, _PAPER, 4)
-        write_text(view, name, (8, CAMERA_PIXELS - 10), 0.42, _INK)
-        views.append(cv2.copyMakeBorder(view, 0, 0, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER))
+        framed = cv2.copyMakeBorder(view, 0, LABEL_PIXELS, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER).astype(np.uint8)
+        write_text(framed, name, (8, CAMERA_PIXELS + LABEL_PIXELS - 7), 0.42)
+        views.append(framed)
     row = np.hstack(views)
     banner = np.full((BANNER_PIXELS, row.shape[1], 3), _PAPER, np.uint8)
     write_text(banner, prompt, (12, 29), 0.68, _INK)
