@@ -72,7 +72,7 @@ def record(
     disturbance: Disturbance | None = None,
     on_episode: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Record until ``writer`` holds ``episodes`` episodes, in turn of each of ``what``.
+    """Record until ``writer`` holds ``episodes`` episodes, each of a task drawn from ``what``.
 
     Every scene is drawn from ``seed`` and the number of episodes so far, in a stream that no environment seeded with a
     plain integer shares; a recording that was interrupted goes on with the next scene.
