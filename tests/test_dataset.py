@@ -376,3 +376,31 @@ def test_broken_files_are_named(tmp_path: Path):
     data.write_bytes(b"PAR1")
     with pytest.raises(DatasetError, match="not a readable Parquet"):
         Dataset.open(tmp_path)
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path):
+    file = tmp_path / "recording"
+    file.write_text("not a folder")
+    with pytest.raises(DatasetError, match=r"No file .*recording/meta/info.json; expected a LeRobotDataset"):
+        Dataset.open(file)
+
+
+def test_videos_without_their_path_are_named(tmp_path: Path):
+    with writer(tmp_path) as recorder:
+        record(recorder, 2)
+    info = tmp_path / "meta" / "info.json"
+    values = json.loads(info.read_text())
+    del values["video_path"]
+    info.write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match=r"lacks \['video_path'\]"):
+        Dataset.open(tmp_path)
+
+
+def test_data_files_of_different_columns_are_named(tmp_path: Path):
+    with writer(tmp_path) as recorder:
+        record(recorder, 2)
+        record(recorder, 2)
+    second = sorted((tmp_path / "data").rglob("*.parquet"))[1]
+    pq.write_table(pq.read_table(second).drop_columns(["action"]), second)
+    with pytest.raises(DatasetError, match="have different columns"):
+        Dataset.open(tmp_path)

@@ -250,7 +250,11 @@ class _RootReader:
         if not tables:
             empty = {name: pa.array([], pa.int64()) for name in ("frame_index", "episode_index", "task_index")}
             return pa.table(empty)
-        frames = pa.concat_tables(tables).sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
+        try:
+            joined = pa.concat_tables(tables)
+        except pa.ArrowInvalid as error:
+            raise DatasetError(f"The data files of {self.path} have different columns: {error}.") from error
+        frames = joined.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
         lengths = [row["length"] for row in rows]
         expected = np.repeat([row["episode_index"] for row in rows], lengths)
         steps = np.concatenate([np.arange(length) for length in lengths])

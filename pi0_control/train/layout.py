@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; DatasetError names a file that is missing or is not one."""
     try:
         values = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DatasetError(f"No file {path}; expected a LeRobotDataset {VERSION} there.") from error
     except ValueError as error:
         raise DatasetError(f"File {path} is not JSON: {error}.") from error
@@ -156,7 +156,10 @@ def read_info(root: Path) -> dict[str, Any]:
     info = read_json(path)
     if info.get("codebase_version") != VERSION:
         raise DatasetError(f"{path} has codebase_version {info.get('codebase_version')!r}; expected {VERSION!r}.")
-    missing = {"features", "fps", "total_episodes", "total_frames", "data_path"} - set(info)
+    expected = {"features", "fps", "total_episodes", "total_frames", "data_path"}
+    if any(feature.get("dtype") == "video" for feature in info.get("features", {}).values()):
+        expected.add("video_path")
+    missing = expected - set(info)
     if missing:
         raise DatasetError(f"{path} lacks {sorted(missing)}; it has {sorted(info)}.")
     return info
