@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sims.tabletop_env import TabletopEnv
 
 EXPERT, RANDOM = "expert", "random"
+EVALUATION_SEED = 100_000  # recordings draw their scenes from another stream (sims/record.py)
 TABLE_WIDTH = 100  # a table is never cut off, not even in a pipe of 80 columns
 EXTRA_OF = {"pyarrow": "train"}
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
@@ -55,7 +56,7 @@ def evaluate(
     policy: str = "mini",
     task: tuple[str, ...] = ("all",),
     episodes: int = 20,
-    seed: int = 100_000,
+    seed: int = EVALUATION_SEED,
     out: Path = Path("outputs/eval"),
     execution_horizon: int | None = None,
     show: bool = False,

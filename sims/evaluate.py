@@ -17,9 +17,6 @@ from sims.tabletop_env import TabletopEnv
 from sims.tasks import Goal, Task
 from sims.video import write_video
 
-EVALUATION_SEED = 100_000
-"""First seed of evaluations. Recordings draw scenes from another stream (see sims.record), so none was trained on."""
-
 
 class Actor(Protocol):
     """What is evaluated; ``Pi0Agent`` is one."""
@@ -149,9 +146,11 @@ def evaluate_task(
     with closing(TabletopEnv(task.name, render_mode)) as env:
         actor = make_actor(env)
         for index in range(episodes):
-            frames: list[Mapping[str, NDArray[np.uint8]]] | None = [] if video and index == 0 else None
-            result = run_episode(env, actor, seed + index, frames)
-            if video and frames is not None:
+            frames: list[Mapping[str, NDArray[np.uint8]]] = []
+            is_filmed = video is not None and index == 0
+            keep = (lambda seen, frames=frames: frames.append(seen["images"])) if is_filmed else None
+            result = run_episode(env, actor, seed + index, on_observation=keep)
+            if video is not None and frames:
                 write_video(video, frames, result.prompt, result.is_success, env.metadata["render_fps"])
             results.append(result)
             on_episode(result)
@@ -162,12 +161,14 @@ def run_episode(
     env: TabletopEnv,
     actor: Actor,
     seed: int,
-    frames: list[Mapping[str, NDArray[np.uint8]]] | None = None,
     goal: Goal | None = None,
+    on_observation: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> EpisodeResult:
-    """One episode; appends what the cameras saw to ``frames`` when given; ``goal`` replaces the one drawn."""
+    """One episode; ``goal`` replaces the one drawn, ``on_observation`` gets every observation from the first on."""
     observation, info = env.reset(seed=seed, options={"goal": goal} if goal else None)
     actor.reset(seed)
+    if on_observation is not None:
+        on_observation(observation)
     chunks: list[Mapping[str, float]] = []
     steps, ended, start_s = 0, False, time.perf_counter()
     while not ended and steps < env.task.max_episode_steps:
@@ -176,8 +177,8 @@ def run_episode(
             chunks.append(actor.chunk_timing_ms)
         observation, _, ended, _, info = env.step(action)
         steps += 1
-        if frames is not None:
-            frames.append(observation["images"])
+        if on_observation is not None:
+            on_observation(observation)
     wall_s = time.perf_counter() - start_s
     success, wrong = bool(info["is_success"]), bool(info["wrong_object"])
     return EpisodeResult(seed, observation["prompt"], success, wrong, steps, info["time_s"], wall_s, chunks)

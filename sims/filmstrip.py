@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from sims.evaluate import Actor
+from sims.evaluate import Actor, run_episode
 from sims.tabletop_env import TabletopEnv
 from sims.video import write_text
 
@@ -36,14 +36,11 @@ class Episode:
 
 def film(env: TabletopEnv, actor: Actor, seed: int) -> Episode:
     """Run one episode and keep a picture of every control period."""
-    observation, info = env.reset(seed=seed)
-    actor.reset(seed)
-    pictures: list[Pictures] = [(env.render_camera("scene"), observation["images"])]
-    ended = False
-    while not ended and len(pictures) <= env.task.max_episode_steps:
-        observation, _, ended, _, info = env.step(actor.get_action(observation))
-        pictures.append((env.render_camera("scene"), observation["images"]))
-    return Episode(pictures, observation["prompt"], bool(info["is_success"]))
+    pictures: list[Pictures] = []
+    result = run_episode(
+        env, actor, seed, on_observation=lambda seen: pictures.append((env.render_camera("scene"), seen["images"]))
+    )
+    return Episode(pictures, result.prompt, result.is_success)
 
 
 def filmstrip(episode: Episode) -> NDArray[np.uint8]:
