@@ -1,20 +1,17 @@
-"""The ``pi0`` command: composes the rooms; each subcommand is one function."""
+"""``pi0 eval``."""
 
 import hashlib
 import os
 import platform
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.train.config import TrainConfig
+from pi0_control.cli.terminal import check_counts, progress_bars
 
 if TYPE_CHECKING:
     from sims.evaluate import Actor, EpisodeResult
@@ -23,33 +20,7 @@ if TYPE_CHECKING:
 EXPERT, RANDOM = "expert", "random"
 EVALUATION_SEED = 100_000  # recordings draw their scenes from another stream (sims/record.py)
 TABLE_WIDTH = 100  # a table is never cut off, not even in a pipe of 80 columns
-EXTRA_OF = {"pyarrow": "train"}
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
-
-
-def main() -> None:
-    """Entry point of ``pi0``; user mistakes end with one sentence on stderr and exit code 2."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"eval": evaluate, "record": record, "train": train},
-            prog="pi0",
-            description="π0 and π0.5 policies: record demonstrations, train, and evaluate in simulation.",
-        )
-    except Pi0Error as error:
-        print(f"pi0: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"pi0: {error.filename}: {error.strerror}." if error.filename else f"pi0: {error}.", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("pi0: interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get(error.name or "")
-        if extra is None:
-            raise
-        print(f"pi0: {error.name} is not installed; pip install 'pi0-control[{extra}]' brings it.", file=sys.stderr)
-        sys.exit(2)
 
 
 def evaluate(
@@ -76,12 +47,12 @@ def evaluate(
     from sims.report import LEGEND, success_table
     from sims.tasks import get_tasks
 
-    _check_counts(episodes, seed)
+    check_counts(episodes, seed)
     tasks, make_actor = get_tasks(task), _actor_factory(policy, execution_horizon)
     about = {"policy": policy, "seed": seed, **_provenance(policy, execution_horizon)}
     results: list[TaskResult] = []
     out.mkdir(parents=True, exist_ok=True)
-    with _progress("{task.fields[success]}") as progress:
+    with progress_bars("{task.fields[success]}") as progress:
         for each in tasks:
             bar = progress.add_task(each.name, total=episodes, success="")
             counter = _SuccessCounter(progress, bar)
@@ -99,75 +70,6 @@ def evaluate(
     console.print(f"Figures: {out / 'results.json'}   Videos: {', '.join(str(out / f'{t.name}.mp4') for t in tasks)}")
 
 
-def record(
-    task: tuple[str, ...] = ("all",),
-    episodes: int = 100,
-    seed: int = 0,
-    *,
-    out: Path,
-) -> None:
-    """Record demonstrations of the scripted expert as a LeRobotDataset v3.0; goes on where an earlier run stopped.
-
-    Args:
-        task: one or more of Reach, Lift, PickPlace, Stack, or all; scenes records random scenes instead, each with
-            the place of every block, to learn the words from.
-        episodes: episodes the dataset shall hold in the end.
-        seed: from which all scenes are drawn.
-        out: folder of the dataset.
-    """
-    from pi0_control.robot import RobotSpec
-    from pi0_control.train.writer import DatasetWriter
-    from sims import record as recorder
-    from sims.scene import BLOCK_COLOURS
-
-    _check_counts(episodes, seed)
-    recorder.recorded_tasks(task)  # refuses a wrong name before the folder is made
-    with DatasetWriter(out, RobotSpec.from_yaml("arm6"), tuple(BLOCK_COLOURS)) as writer, _progress() as progress:
-        bar = progress.add_task(", ".join(task), total=episodes, completed=writer.num_episodes)
-        recorder.record(task, episodes, seed, writer, on_episode=lambda count: progress.update(bar, completed=count))
-    print(f"{out}: {writer.num_episodes} episodes, {writer.num_frames} frames.")
-
-
-def train(
-    dataset: tuple[Path, ...],
-    out: Path,
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008  frozen
-    grounding: tuple[Path, ...] = (),
-    init: str | None = None,
-    resume: bool = False,
-) -> None:
-    """Train a policy on recorded demonstrations; the result is a policy directory for ``pi0 eval --policy``.
-
-    Args:
-        dataset: one or more folders of demonstrations (LeRobotDataset v3.0).
-        out: the policy directory to write; checkpoint.pt and train_log.jsonl go there too.
-        config: of the training.
-        grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first.
-        init: a policy to start from, by name or directory, instead of random weights at mini's size.
-        resume: go on from the checkpoint in ``out``.
-    """
-    from pi0_control.model import Pi0Config
-    from pi0_control.policy import PolicyConfig
-    from pi0_control.robot import RobotSpec
-    from pi0_control.train.training import train as run
-    from sims.record import grounding_wordings
-
-    fresh = PolicyConfig.for_robot(
-        RobotSpec.from_yaml("arm6"), Pi0Config.preset("mini"), execution_horizon=4, num_steps=5
-    )
-    run(
-        config,
-        dataset,
-        out,
-        None if init else fresh,
-        grounding_roots=grounding,
-        templates=grounding_wordings(),
-        init=init,
-        resume=resume,
-    )
-    print(f"{out}: try it with  pi0 eval --policy {out}")
-
-
 class _SuccessCounter:
     """Keeps the running success beside a progress bar."""
 
@@ -179,11 +81,6 @@ class _SuccessCounter:
         self._successes += result.is_success
         self._count += 1
         self._progress.update(self._bar, advance=1, success=f"success {self._successes}/{self._count}")
-
-
-def _progress(*fields: str) -> Progress:
-    columns = [TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, fields)]
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
 def _actor_factory(policy: str, execution_horizon: int | None) -> Callable[["TabletopEnv"], "Actor"]:
@@ -218,14 +115,3 @@ def _provenance(policy: str, execution_horizon: int | None) -> dict[str, Any]:
         about["num_steps"] = config.num_steps
         about["checkpoint_sha256"] = hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
     return about
-
-
-def _check_counts(episodes: int, seed: int) -> None:
-    if episodes < 1:
-        raise ConfigError(f"--episodes is {episodes}; expected 1 or more.")
-    if seed < 0:
-        raise ConfigError(f"--seed is {seed}; expected 0 or more.")
-
-
-if __name__ == "__main__":
-    main()
