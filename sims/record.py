@@ -39,8 +39,8 @@ class EpisodeWriter(Protocol):
     ) -> None:
         """Append a frame to the episode under way."""
 
-    def save_episode(self, prompt: str, target: int = -1) -> int:
-        """End the episode under way; ``target`` is the index of the object the prompt names."""
+    def save_episode(self, prompt: str, targets: Sequence[int] = ()) -> int:
+        """End the episode under way; ``targets`` are the indices of the objects the prompt names, in its order."""
 
     def discard_episode(self) -> None:
         """Forget the episode under way."""
@@ -157,7 +157,7 @@ def _record_goals(
         if outcome == "failed" or writer.episode_length < 2:
             writer.discard_episode()
             return
-        writer.save_episode(env.goal.prompt, env.world.blocks.index(env.goal.block))
+        writer.save_episode(env.goal.prompt, [env.world.blocks.index(block) for block in env.goal.named_blocks])
         if writer.num_episodes == episodes or (outcome == "done" and env.task.name != "Reach"):
             return  # enough, or the scene is no longer a fresh one
 

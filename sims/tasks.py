@@ -20,6 +20,11 @@ class Goal:
     onto: str | None
     prompt: str
 
+    @property
+    def named_blocks(self) -> tuple[str, ...]:
+        """The blocks that the prompt names."""
+        return (self.block,) if self.onto is None else (self.block, self.onto)
+
 
 @dataclass(frozen=True)
 class Task:

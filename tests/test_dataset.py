@@ -44,15 +44,15 @@ def add(recorder: DatasetWriter, length: int, first: int = 0) -> None:
         recorder.add_frame(images, [frame, 0.5], [frame + 0.25, 1.0], np.full((2, 3), frame / 10))
 
 
-def record(recorder: DatasetWriter, length: int, prompt: str = "push the red block", target: int = 0) -> int:
+def record(recorder: DatasetWriter, length: int, prompt: str = "push the red block", targets: tuple = (0,)) -> int:
     add(recorder, length)
-    return recorder.save_episode(prompt, target, {"seed": length})
+    return recorder.save_episode(prompt, targets, {"seed": length})
 
 
 def test_what_was_saved_is_read_back(tmp_path: Path):
     with writer(tmp_path) as recorder:
         record(recorder, 5)
-        record(recorder, 3, "lift the blue block", 1)
+        record(recorder, 3, "lift the blue block", (1,))
         assert (recorder.num_episodes, recorder.num_frames) == (2, 8)
     dataset = Dataset.open(tmp_path)
     assert (len(dataset), dataset.fps, dataset.cameras, dataset.object_names) == (8, 20, ("top", "wrist"), OBJECTS)
@@ -60,7 +60,7 @@ def test_what_was_saved_is_read_back(tmp_path: Path):
     np.testing.assert_array_equal(dataset.states, np.stack([steps, np.full(8, 0.5)], 1))
     np.testing.assert_array_equal(dataset.actions, np.stack([steps + 0.25, np.ones(8)], 1))
     np.testing.assert_array_equal(dataset.objects[:, 1, 2], steps / np.float32(10))
-    assert dataset.targets.tolist() == [0] * 5 + [1] * 3
+    assert dataset.targets.tolist() == [[0, -1]] * 5 + [[1, -1]] * 3
     assert [dataset.prompt(i) for i in (4, 5)] == ["push the red block", "lift the blue block"]
     assert [(e.start, e.length, e.metadata) for e in dataset.episodes] == [(0, 5, {"seed": 5}), (5, 3, {"seed": 3})]
 
@@ -83,7 +83,7 @@ def test_statistics_are_those_of_all_frames(tmp_path: Path):
 def test_several_roots_read_as_one(tmp_path: Path):
     for name, prompt in (("a", "push the red block"), ("b", "lift the red block")):
         with writer(tmp_path / name) as recorder:
-            record(recorder, 3, "wait", -1)
+            record(recorder, 3, "wait", ())
             record(recorder, 2, prompt)
     dataset = Dataset.open([tmp_path / "a", tmp_path / "b"])
     assert [episode.start for episode in dataset.episodes] == [0, 3, 5, 8]
@@ -113,7 +113,7 @@ def test_recording_goes_on_after_reopening(tmp_path: Path):
         record(recorder, 3)
         add(recorder, 2)  # never saved
     with writer(tmp_path) as recorder:
-        assert record(recorder, 4, "lift the blue block", 1) == 1
+        assert record(recorder, 4, "lift the blue block", (1,)) == 1
     assert [episode.length for episode in Dataset.open(tmp_path).episodes] == [3, 4]
     assert not list(tmp_path.rglob("*" + layout.PARTIAL))
 
@@ -185,7 +185,7 @@ def test_what_is_left_of_a_first_episode_that_was_never_finished_is_replaced(tmp
         (tmp_path / "meta" / name).unlink()
     with writer(tmp_path) as recorder:
         assert recorder.num_episodes == 0
-        record(recorder, 2, "lift the blue block", 1)
+        record(recorder, 2, "lift the blue block", (1,))
     dataset = Dataset.open(tmp_path)
     assert (len(dataset), dataset.tasks) == (2, ("lift the blue block",))
 
@@ -304,7 +304,7 @@ def test_a_recording_without_objects(tmp_path: Path):
         recorder.save_episode("wait")
     dataset = Dataset.open(tmp_path)
     assert dataset.objects.shape == (1, 0, 3)
-    assert dataset.targets.tolist() == [-1]
+    assert dataset.targets.tolist() == [[-1, -1]]
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,8 @@ def test_an_episode_that_says_nothing_is_not_saved(tmp_path: Path):
         add(recorder, 1)
         with pytest.raises(DatasetError, match="blank"):
             recorder.save_episode("  ")
-        with pytest.raises(DatasetError, match="Target 2 is none of"):
-            recorder.save_episode("wait", 2)
+        with pytest.raises(DatasetError, match=r"Targets \[2\]; expected at most 2 indices of"):
+            recorder.save_episode("wait", [2])
         assert recorder.save_episode("wait") == 0
 
 

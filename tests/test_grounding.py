@@ -137,6 +137,20 @@ def test_wordings_may_name_another_object(parts):
     stage = GroundingStage(dataset, images, transforms, ["put the {object} block on the {other} one"], CONFIG)
     words = [transforms.tokenizer.decode(tokens.numpy()).strip() for tokens in stage._tokens.flatten(0, 1)]
     assert words == ["put the red block on the blue one", "put the blue block on the red one"]
+    positions, is_named = stage._named(np.array([3]), np.array([[0, 0]]), CPU)
+    assert positions[0].tolist() == dataset.objects[3].tolist()
+    assert positions[1].tolist() == dataset.objects[3, ::-1].tolist()
+    assert is_named.all()
+
+
+def test_what_is_not_named_costs_nothing(parts):
+    head = GroundingHead(8, np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32))
+    predicted, positions = torch.randn(4, 2, 3), torch.randn(4, 2, 3)
+    first, both = torch.tensor([[1.0, 0.0]] * 4), torch.ones(4, 2)
+    elsewhere = positions + torch.tensor([[0.0], [1.0]])
+    assert head.loss(predicted, positions, first) == head.loss(predicted, elsewhere, first)
+    assert head.loss(predicted, positions, both) != head.loss(predicted, elsewhere, both)
+    assert head.loss(predicted, positions, 0 * both) == 0
 
 
 def test_the_head_reads_the_words_and_nothing_behind_them(parts):
@@ -152,9 +166,9 @@ def test_the_head_reads_the_words_and_nothing_behind_them(parts):
 def test_errors_are_in_metres():
     positions = np.array([[0.0, 0.1, 0.3], [0.4, 0.5, 0.3]], np.float32)
     head = GroundingHead(8, positions)
-    truth = torch.tensor([[0.2, 0.3, 0.3]])
-    assert float(head.error_m(torch.zeros(1, 3), truth)) == pytest.approx(0, abs=1e-6)  # zero means the mean
-    assert float(head.error_m(torch.tensor([[0.0, 0.0, 1.0]]), truth)) == pytest.approx(0.02)  # smallest spread
+    truth = torch.tensor([0.2, 0.3, 0.3])
+    assert float(head.error_m(torch.zeros(3), truth)) == pytest.approx(0, abs=1e-6)  # zero means the mean
+    assert float(head.error_m(torch.tensor([0.0, 0.0, 1.0]), truth)) == pytest.approx(0.02)  # smallest spread
 
 
 def test_one_run_grounds_then_learns_the_policy(scenes: Path, tmp_path: Path):

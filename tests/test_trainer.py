@@ -84,7 +84,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 objects = [[side * 0.2, 0.1, 0.0] for side in sides]
                 images = {"front": draw(sides), "wrist": draw(sides)[::-1]}
                 recorder.add_frame(images, [swing, 1], [0.6 * sides[0], 1], objects)
-            recorder.save_episode(f"reach the {('red', 'blue')[target]} block", target)
+            recorder.save_episode(f"reach the {('red', 'blue')[target]} block", [target])
     return root
 
 
@@ -289,7 +289,7 @@ def test_actions_behind_the_end_do_not_count(parts):
     stage = FlowStage(dataset, images, transforms, QUICK)
     targets = stage.targets(np.array([5, 4, 0]), torch.device("cpu"))  # 6 frames per episode
     assert targets.is_real.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
-    assert targets.position[0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
+    assert targets.positions[0, 0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
 
 
 def test_the_loss_is_the_models_where_nothing_is_padded(parts):
@@ -298,8 +298,8 @@ def test_the_loss_is_the_models_where_nothing_is_padded(parts):
     learner = Learner(Pi0(MODEL), GroundingHead(MODEL.prefix_width, dataset.objects))
     inputs = FrameInputs(dataset, images, transforms).get(np.array([0, 7]), torch.device("cpu"))
     actions, noise = torch.randn(2, 2, 4, 3)
-    time, unknown = torch.rand(2), torch.zeros(2)
-    targets = FlowTargets(MODEL.action_dim, actions, torch.ones(2, 4), torch.zeros(2, 3), unknown)
+    time, unknown = torch.rand(2), torch.zeros(2, 2)
+    targets = FlowTargets(MODEL.action_dim, actions, torch.ones(2, 4), torch.zeros(2, 2, 3), unknown)
     loss = flow_losses(learner, inputs, targets, noise, time, locate=False)["flow_loss"]
     torch.testing.assert_close(loss, learner.policy.loss(inputs, actions, noise, time).mean())
 

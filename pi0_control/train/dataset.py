@@ -67,7 +67,8 @@ class Dataset:
         states: float32 [N, D].
         actions: float32 [N, D], absolute joint targets.
         objects: float32 [N, n, 3], positions in the robot's base frame [m].
-        targets: int64 [N], index of the object the instruction names; -1 none or not known.
+        targets: int64 [N, 2], indices of the objects the instruction names: what is to be moved, and where it goes;
+            -1 none or not known.
         tasks: every distinct instruction.
         task_index: int64 [N], the instruction of every frame.
         episode_index: int64 [N], position in ``episodes``.
@@ -195,7 +196,10 @@ class _RootReader:
         n = frames.num_rows
         object_names = layout.object_names_of(self.features)
         objects = self._matrix(frames, layout.OBJECTS) if object_names else np.zeros((n, 0), np.float32)
-        has_targets = layout.TARGET in frames.column_names
+        targets = np.full((n, layout.NUM_TARGETS), -1, np.int64)
+        if layout.TARGET in frames.column_names:
+            named = self._matrix(frames, layout.TARGET)
+            targets[:, : named.shape[1]] = named
         tasks, task_index = self._tasks(frames["task_index"].to_numpy())
         episodes = self._episodes(rows)
         return Dataset(
@@ -208,7 +212,7 @@ class _RootReader:
             states=self._matrix(frames, layout.STATE),
             actions=self._matrix(frames, layout.ACTION),
             objects=objects.reshape(n, len(object_names), 3),
-            targets=frames[layout.TARGET].to_numpy() if has_targets else np.full(n, -1, np.int64),
+            targets=targets,
             tasks=tasks,
             task_index=task_index,
             episode_index=_numbers(episodes),

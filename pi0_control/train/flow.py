@@ -26,15 +26,15 @@ class FlowTargets:
         actions: float32 [B, H, action_dim] in model space.
         joints: how many of the action dimensions are not padding.
         is_real: float32 [B, H], 0 behind the end of the episode.
-        position: float32 [B, 3], of the object the instruction names [m].
-        has_position: float32 [B], 0 where it names none.
+        positions: float32 [B, 2, 3], of the objects the instruction names [m].
+        is_named: float32 [B, 2], 0 where it names none.
     """
 
     joints: int
     actions: Tensor
     is_real: Tensor
-    position: Tensor
-    has_position: Tensor
+    positions: Tensor
+    is_named: Tensor
 
 
 class FlowStage:
@@ -74,19 +74,19 @@ class FlowStage:
         """What the model should say for some frames."""
         data = self._dataset
         actions, is_pad = data.action_chunks(indices, self._transforms.config.model.action_horizon)
-        target = data.targets[indices]
+        named = data.targets[indices]
         if data.object_names:
-            position = data.objects[indices, np.maximum(target, 0)]
+            positions = data.objects[indices[:, None], np.maximum(named, 0)]
         else:
-            position = np.zeros((len(indices), 3), np.float32)
-        arrays = (self._transforms.targets(actions, data.states[indices]), ~is_pad, position, target >= 0)
+            positions = np.zeros((*named.shape, 3), np.float32)
+        arrays = (self._transforms.targets(actions, data.states[indices]), ~is_pad, positions, named >= 0)
         joints = len(self._transforms.config.robot.joints)
         return FlowTargets(joints, *(torch.from_numpy(np.asarray(array, np.float32)).to(device) for array in arrays))
 
     @torch.no_grad()
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
         """On held-out frames: the flow's loss, the mean error of sampled actions (in the robot's unit, grippers left
-        out) and the median error of the named object's position [m].
+        out) and the median error of the named objects' positions [m].
         """
         flow, actions, positions = [], [], []
         for start in range(0, len(self._held_out), self._config.batch_size):
@@ -100,8 +100,8 @@ class FlowStage:
             )
             actions.append(self._action_error(sampled, indices))
             if self._locates:
-                distance = learner.head.error_m(losses["predicted"], targets.position)
-                positions.append(distance[targets.has_position > 0].cpu().numpy())
+                distance = learner.head.error_m(losses["predicted"], targets.positions)
+                positions.append(distance[targets.is_named > 0].cpu().numpy())
         if not flow:
             return {}
         scores = {"flow_loss": float(np.mean(flow)), "action_error": float(np.concatenate(actions).mean())}
@@ -141,12 +141,12 @@ def flow_losses(
     Args:
         noise: [B * K, H, action_dim], the draws of a frame in a row.
         time: [B * K], 1 noise .. 0 data.
-        locate: also tell where the named object is.
+        locate: also tell where the named objects are.
 
     Returns:
         ``flow_loss``: squared error of the velocity over the actions inside the episode, summed over the action
         dimensions and divided by the real ones (padding is trained too, since sampling feeds it back). With
-        ``locate`` also ``grounding_loss`` and the ``predicted`` positions [B, 3], normalised.
+        ``locate`` also ``grounding_loss`` and the ``predicted`` positions [B, 2, 3], normalised.
     """
     draws = len(noise) // inputs.batch_size
     cache = learner.policy.encode_prefix(inputs, with_hidden=locate)
@@ -159,6 +159,6 @@ def flow_losses(
     if locate:
         assert cache.hidden is not None
         predicted = learner.head(cache.hidden, inputs.token_mask)
-        off = learner.head.loss(predicted, targets.position) * targets.has_position
-        losses |= {"grounding_loss": off.sum() / targets.has_position.sum().clamp(min=1), "predicted": predicted}
+        off = learner.head.loss(predicted, targets.positions, targets.is_named)
+        losses |= {"grounding_loss": off, "predicted": predicted}
     return losses

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.model import ModelInputs, Pi0
 from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.train import layout
 from pi0_control.train.batches import Draws, FrameImages, Indices, draw_frames, encode_prompts, evenly, split_episodes
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
@@ -25,7 +26,7 @@ _VALIDATION_IMAGES = 256
 
 
 class GroundingHead(nn.Module):
-    """Where is the named object? Read from the text tokens behind the last layer; used in training only.
+    """Where are the objects the instruction names? Read from the text tokens behind the last layer; for training only.
 
     Args:
         width: of the prefix.
@@ -40,21 +41,24 @@ class GroundingHead(nn.Module):
         self.register_buffer("scale", spread.clamp(min=_MIN_SCALE_M))
         self.norm = nn.RMSNorm(width)
         self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, 3)
+        self.out = nn.Linear(width, 3 * layout.NUM_TARGETS)
 
     def forward(self, prefix: Tensor, token_mask: Tensor) -> Tensor:
-        """Prefix [B, S, width], whose last T tokens are text, and its mask [B, T] -> normalised positions [B, 3]."""
+        """Prefix [B, S, width], whose last T tokens are text, and its mask [B, T] -> normalised positions [B, 2, 3]."""
         weights = token_mask / token_mask.sum(1, keepdim=True).clamp(min=1)
         text = (prefix[:, -token_mask.shape[1] :] * weights[..., None].to(prefix.dtype)).sum(1)
-        return self.out(F.gelu(self.hidden(self.norm(text.float())))).float()
+        return self.out(F.gelu(self.hidden(self.norm(text.float())))).float().unflatten(-1, (layout.NUM_TARGETS, 3))
 
-    def loss(self, predicted: Tensor, positions: Tensor) -> Tensor:
-        """Smooth absolute error [B] of normalised predictions [B, 3] for positions [B, 3] in metres."""
+    def loss(self, predicted: Tensor, positions: Tensor, is_named: Tensor) -> Tensor:
+        """Mean smooth absolute error [] of normalised predictions for positions [m], both [B, 2, 3], where ``is_named``
+        [B, 2] is 1.
+        """
         wanted = (positions - self.get_buffer("mean")) / self.get_buffer("scale")
-        return F.smooth_l1_loss(predicted, wanted, beta=0.1, reduction="none").mean(-1)
+        error = F.smooth_l1_loss(predicted, wanted, beta=0.1, reduction="none").mean(-1)
+        return (error * is_named).sum() / is_named.sum().clamp(min=1)
 
     def error_m(self, predicted: Tensor, positions: Tensor) -> Tensor:
-        """Distance [B] between predicted and true positions [m]."""
+        """Distances [B, 2] between predicted and true positions [m]."""
         return (predicted * self.get_buffer("scale") + self.get_buffer("mean") - positions).norm(dim=-1)
 
 
@@ -99,7 +103,7 @@ class GroundingStage:
         self._config = config
         self._images = FrameImages(images, transforms.config)
         self._objects = torch.from_numpy(dataset.objects)
-        self._tokens, self._token_masks = _encode_templates(templates, dataset, transforms)
+        self._tokens, self._token_masks, self._targets = _encode_templates(templates, dataset, transforms)
         self._state_dim = transforms.config.model.action_dim
         self._frames, held_out = split_episodes(dataset, config.validation_fraction, config.seed)
         self._held_out = evenly(held_out, _VALIDATION_IMAGES) if len(held_out) else held_out
@@ -113,8 +117,7 @@ class GroundingStage:
         self._images.augment(images, masks, self._config, draws)
         wording = draws.numpy.integers(len(self._tokens), size=(len(indices), self._num_objects))
         predicted = self._forward(learner, self._inputs(images, masks, wording))
-        positions = self._objects[indices].flatten(0, 1).to(draws.device)
-        return {"loss": learner.head.loss(predicted, positions).mean()}
+        return {"loss": learner.head.loss(predicted, *self._named(indices, wording, draws.device))}
 
     @torch.no_grad()
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
@@ -125,8 +128,8 @@ class GroundingStage:
             indices = self._held_out[start : start + size]
             wording = (indices[:, None] + np.arange(self._num_objects)) % len(self._tokens)
             inputs = self._inputs(*self._images.get(indices, device), wording)
-            positions = self._objects[indices].flatten(0, 1).to(device)
-            errors.append(learner.head.error_m(locate(learner, inputs), positions))
+            positions, is_named = self._named(indices, wording, device)
+            errors.append(learner.head.error_m(locate(learner, inputs), positions)[is_named > 0])
         if not errors:
             return {}
         error = torch.cat(errors)
@@ -135,6 +138,13 @@ class GroundingStage:
     @property
     def _num_objects(self) -> int:
         return self._objects.shape[1]
+
+    def _named(self, indices: Indices, wording: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Positions [B * objects, 2, 3] of what the prompts of ``wording`` [B, objects] name, and whether they do."""
+        targets = self._targets[torch.from_numpy(wording), torch.arange(self._num_objects)]  # [B, objects, 2]
+        rows = torch.from_numpy(indices)[:, None, None]
+        positions = self._objects[rows, targets.clamp(min=0)].flatten(0, 1)
+        return positions.to(device), (targets >= 0).flatten(0, 1).float().to(device)
 
     def _inputs(self, images: Tensor, masks: Tensor, wording: Indices) -> ModelInputs:
         """One row per image and object, in the ``wording`` [B, objects]."""
@@ -150,7 +160,7 @@ class GroundingStage:
 
 
 def locate(learner: Learner, inputs: ModelInputs) -> Tensor:
-    """Normalised positions [B, 3] of the objects the prompts name."""
+    """Normalised positions [B, 2, 3] of the objects the prompts name."""
     return learner.head(learner.policy.encode_prefix(inputs).hidden, inputs.token_mask)
 
 
@@ -165,17 +175,21 @@ def _check_templates(templates: Sequence[str]) -> None:
 
 def _encode_templates(
     templates: Sequence[str], dataset: Dataset, transforms: PolicyTransforms
-) -> tuple[Tensor, Tensor]:
-    """Tokens and masks [wordings, objects, T]; a wording with ``{other}`` comes once per distance to the other one."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and masks [wordings, objects, T] and the objects they name [wordings, objects, 2], -1 for none.
+
+    A wording with ``{other}`` comes once per distance to the other one.
+    """
     names = dataset.object_names
-    prompts = []
+    prompts: list[str] = []
+    targets: list[tuple[int, int]] = []
     for template in templates:
-        others = range(1, len(names)) if "{other}" in template else [0]
-        for step in others:
-            prompts += [
-                template.format(object=name, other=names[(index + step) % len(names)])
-                for index, name in enumerate(names)
-            ]
+        for step in range(1, len(names)) if "{other}" in template else [0]:
+            for index, name in enumerate(names):
+                other = (index + step) % len(names)
+                prompts.append(template.format(object=name, other=names[other]))
+                targets.append((index, other if step else -1))
     states = np.tile(transforms.norm_stats.state.mean.astype(np.float32), (len(prompts), 1))
     tokens, masks = encode_prompts(prompts, states, transforms)
-    return tokens.unflatten(0, (-1, len(names))), masks.unflatten(0, (-1, len(names)))
+    parts = (tokens, masks, torch.tensor(targets))
+    return tuple(part.unflatten(0, (-1, len(names))) for part in parts)

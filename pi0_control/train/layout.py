@@ -24,6 +24,7 @@ VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
 STATE, ACTION = "observation.state", "action"
 OBJECTS, TARGET = "observation.objects", "observation.target"  # ours, beyond LeRobot's
+NUM_TARGETS = 2  # an instruction names up to two objects: what is to be moved, and where it goes
 IMAGES = "observation.images."
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -53,7 +54,7 @@ def features_of(
     if object_names:
         axes = [f"{name}.{axis}" for name in object_names for axis in "xyz"]
         features[OBJECTS] = {"dtype": "float32", "shape": [len(axes)], "names": axes}
-        features[TARGET] = {"dtype": "int64", "shape": [1], "names": None}
+        features[TARGET] = {"dtype": "int64", "shape": [NUM_TARGETS], "names": None}
     for name, dtype in _INDEX_COLUMNS.items():
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
     return features

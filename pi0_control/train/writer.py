@@ -115,29 +115,32 @@ class DatasetWriter:
         take.actions.append(vectors[1])
         take.objects.append(positions)
 
-    def save_episode(self, prompt: str, target: int = -1, metadata: Mapping[str, Any] | None = None) -> int:
+    def save_episode(self, prompt: str, targets: Sequence[int] = (), metadata: Mapping[str, Any] | None = None) -> int:
         """Make the recorded frames an episode and start anew.
 
         Args:
             prompt: the instruction that was followed.
-            target: index in ``object_names`` of the object the instruction names; -1 when it names none.
+            targets: indices in ``object_names`` of the objects the instruction names: what is to be moved, and where
+                it goes; at most two.
             metadata: plain values kept with the episode.
 
         Returns:
             The index of the episode.
 
         Raises:
-            DatasetError: no frame was recorded, the prompt is blank, or there is no such target.
+            DatasetError: no frame was recorded, the prompt is blank, or there are no such targets.
         """
         if self._take is None:
             raise DatasetError("An episode without frames cannot be saved; call add_frame first.")
         if not prompt.strip():
             raise DatasetError("The prompt of an episode is blank; expected an instruction.")
-        if not -1 <= target < len(self.object_names):
-            raise DatasetError(f"Target {target} is none of the objects {list(self.object_names)}; -1 stands for none.")
+        if len(targets) > layout.NUM_TARGETS or not all(0 <= target < len(self.object_names) for target in targets):
+            raise DatasetError(
+                f"Targets {list(targets)}; expected at most {layout.NUM_TARGETS} indices of {list(self.object_names)}."
+            )
         take, index = self._take, self.num_episodes
         task_index = self._task_index(prompt.strip())
-        table = self._frames(take, task_index, target)
+        table = self._frames(take, task_index, targets)
         episode_stats = self._episode_stats(take)
         self._publish_videos(take)
         layout.write_table(self.root / layout.DATA_PATH.format(**layout.location(index)), table)
@@ -227,7 +230,7 @@ class DatasetWriter:
             self._tasks.append(prompt)
         return self._tasks.index(prompt)
 
-    def _frames(self, take: _Take, task_index: int, target: int) -> pa.Table:
+    def _frames(self, take: _Take, task_index: int, targets: Sequence[int]) -> pa.Table:
         n, first = len(take.states), self.num_frames
         columns = {
             layout.STATE: _column(np.stack(take.states)),
@@ -235,7 +238,8 @@ class DatasetWriter:
         }
         if self.object_names:
             columns[layout.OBJECTS] = _column(np.stack(take.objects).reshape(n, -1))
-            columns[layout.TARGET] = pa.array(np.full(n, target, np.int64))
+            named = [*targets, *[-1] * (layout.NUM_TARGETS - len(targets))]
+            columns[layout.TARGET] = _column(np.tile(np.array(named, np.int64), (n, 1)))
         columns |= {
             "timestamp": pa.array((np.arange(n) / self._fps).astype(np.float32)),
             "frame_index": pa.array(np.arange(n)),
@@ -317,7 +321,7 @@ def _vector(name: str, values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.
     return array
 
 
-def _column(values: NDArray[np.float32]) -> pa.Array:
+def _column(values: NDArray[Any]) -> pa.Array:
     """Vectors [n, d] as a column of fixed-size lists; of plain numbers where d is 1, as LeRobot has it."""
     flat = pa.array(np.ascontiguousarray(values).ravel())
     return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
