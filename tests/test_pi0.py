@@ -151,6 +151,21 @@ def test_cached_is_uncached_in_every_back_end(config: Pi0Config, backend: str) -
 
 @pytest.mark.parametrize("config", VARIANTS + SWITCHED)
 @torch.no_grad()
+def test_one_time_for_all_actions_is_the_same_time_for_each(config: Pi0Config) -> None:
+    model, inputs, (actions, noise, time) = make_model(config), make_inputs(config), make_flow(config)
+    each = time[:, None].expand(-1, config.action_horizon)
+    expected = model.loss(inputs, actions, noise, time)
+    torch.testing.assert_close(model.loss(inputs, actions, noise, each), expected, atol=2e-5, rtol=1e-4)
+    each = each.clone()
+    each[:, 0] = 0  # known: its noise does not matter
+    other = torch.cat([noise[:, :1] + 1, noise[:, 1:]], dim=1)
+    got, changed = (model.loss(inputs, actions, x, each)[:, 1:] for x in (noise, other))
+    torch.testing.assert_close(got, changed)
+    assert not torch.allclose(got, expected[:, 1:], atol=1e-3)
+
+
+@pytest.mark.parametrize("config", VARIANTS + SWITCHED)
+@torch.no_grad()
 def test_the_prefix_does_not_see_state_or_actions(config: Pi0Config) -> None:
     model, inputs, (actions, noise, time) = make_model(config), make_inputs(config), make_flow(config)
     outputs: list[Tensor] = []

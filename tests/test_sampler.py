@@ -96,3 +96,36 @@ def test_wrong_arguments_are_refused() -> None:
         sample_actions(model, inputs, num_steps=0)
     with pytest.raises(ConfigError, match=r"\[3, 6, 5\].*\[2, 6, 5\]"):
         sample_actions(model, inputs, noise=torch.zeros(3, 6, 5))
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_PI05])
+def test_known_actions_stay_and_shape_the_rest(config: Pi0Config) -> None:
+    model, inputs, (actions, noise, _) = make_model(config), make_inputs(config), make_flow(config)
+    free = sample_actions(model, inputs, noise, 3)
+    assert torch.equal(sample_actions(model, inputs, noise, 3, known_actions=actions[:, :0]), free)
+    known = sample_actions(model, inputs, noise, 3, known_actions=actions[:, :2])
+    assert torch.equal(known[:, :2], actions[:, :2])
+    assert not torch.allclose(known[:, 2:], free[:, 2:], atol=1e-3)
+    both = sample_actions(model, inputs, noise, 3, known_actions=actions[0, :2])
+    assert torch.equal(both[0], known[0])
+
+
+def test_known_actions_are_clean_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, (actions, noise, _) = make_model(), make_inputs(), make_flow()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def velocity(state: Tensor, cache: Any, x_t: Tensor, time: Tensor, context: Any) -> Tensor:
+        seen.append((x_t.clone(), time))
+        return noise
+
+    monkeypatch.setattr(model, "denoise_step", velocity)
+    sample_actions(model, inputs, noise, 2, known_actions=actions[:, :1])
+    for (x_t, time), now in zip(seen, (1.0, 0.5), strict=True):
+        assert torch.equal(x_t[:, :1], actions[:, :1])
+        assert time.tolist() == [[0.0, *[now] * 5]] * 2
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 2, 5), (2, 4), (5,)])
+def test_wrong_known_actions_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"expected \[d, 5\] or \[2, d, 5\] with d below the horizon 6"):
+        sample_actions(make_model(), make_inputs(), known_actions=torch.zeros(shape))

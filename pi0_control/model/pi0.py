@@ -26,6 +26,7 @@ from pi0_control.model.attention import (
 from pi0_control.model.config import Pi0Config, SiglipConfig
 from pi0_control.model.gemma import GemmaLayer, RMSNorm, make_norm
 from pi0_control.model.prefix_cache import PrefixCache
+from pi0_control.model.recompute import run_layer
 from pi0_control.model.siglip import Siglip
 
 __all__ = ["ModelInputs", "Pi0", "Pi0Config", "SiglipConfig", "sample_time", "time_sincos"]
@@ -73,14 +74,14 @@ class ModelInputs:
 
 
 def time_sincos(time: Tensor, width: int) -> Tensor:
-    """Sine then cosine of the time at geometric periods from 4e-3 to 4, float32 [B, width] for time [B].
+    """Sine then cosine of the time at geometric periods from 4e-3 to 4, float32 [..., width] for time [...].
 
     Computed in float64 where the device has it: the arguments reach 1571.
     """
     precise = torch.float32 if time.device.type == "mps" else torch.float64
     fraction = torch.linspace(0.0, 1.0, width // 2, dtype=precise, device=time.device)
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
-    angle = time.to(precise)[:, None] * (2 * math.pi / period)
+    angle = time.to(precise)[..., None] * (2 * math.pi / period)
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
@@ -98,7 +99,7 @@ class SinCosTime(nn.Module):
         self.width = width
 
     def forward(self, time: Tensor) -> Tensor:
-        """Time [B] -> float32 [B, width]."""
+        """Time [...] -> float32 [..., width]."""
         return time_sincos(time, self.width)
 
 
@@ -111,9 +112,9 @@ class RandomFourierTime(nn.Module):
         self.register_buffer("bias", torch.rand(width) * 2 - 1)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Time [B] -> float32 [B, width]."""
+        """Time [...] -> float32 [..., width]."""
         weight, bias = self.get_buffer("weight").float(), self.get_buffer("bias").float()
-        return torch.cos(2 * math.pi * (time.float()[:, None] * weight + bias))
+        return torch.cos(2 * math.pi * (time.float()[..., None] * weight + bias))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -125,11 +126,15 @@ class Pi0(nn.Module):
 
     ``velocity`` is the plain reading: prefix and suffix in one forward. ``encode_prefix`` followed by any number of
     ``denoise_step`` computes the same numbers with the prefix encoded once.
+
+    The time of the flow is one number per row [B] or one per action [B, horizon], where 0 marks an action that is
+    already known.
     """
 
     def __init__(self, config: Pi0Config) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         width, action_width = config.prefix_width, config.action_width
         self.vision = Siglip(config.vision, width, config.attn_backend)
         self.embedding = nn.Embedding(config.vocab_size, width)
@@ -150,6 +155,11 @@ class Pi0(nn.Module):
             self.time_mlp_in = nn.Linear(action_width, action_width)
             self.time_mlp_out = nn.Linear(action_width, action_width)
         self.time_embed = (SinCosTime if config.time_embed == "sincos" else RandomFourierTime)(action_width)
+
+    def checkpoint_gradients(self) -> "Pi0":
+        """From now on compute the activations of each layer again in the backward pass instead of keeping them."""
+        self.gradient_checkpointing = self.vision.gradient_checkpointing = True
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -202,19 +212,23 @@ class Pi0(nn.Module):
         Args:
             state: [B, action_dim].
             x_t: [B, horizon, action_dim].
-            time: [B], 1 noise .. 0 data.
+            time: [B] or [B, horizon], 1 noise .. 0 data.
 
         Returns:
-            tokens [B, T, action_width], valid bool [B, T], ar int64 [T], time conditioning [B, action_width] or None.
+            tokens [B, T, action_width], valid bool [B, T], ar int64 [T], time conditioning [B, action_width], or
+            [B, T, action_width] for a time per action, or None.
         """
         embedded = self.time_embed(time)
         actions = _linear(self.action_in_proj, x_t)
         cond = None
         if self.config.ada_norm == "none":
-            per_action = embedded[:, None].expand(-1, actions.shape[1], -1).to(actions.dtype)
-            hidden = F.silu(_linear(self.action_time_mlp_in, torch.cat([actions, per_action], dim=-1)))
+            per_action = embedded if time.dim() == 2 else embedded[:, None].expand(-1, actions.shape[1], -1)
+            hidden = torch.cat([actions, per_action.to(actions.dtype)], dim=-1)
+            hidden = F.silu(_linear(self.action_time_mlp_in, hidden))
             actions = _linear(self.action_time_mlp_out, hidden)
         else:
+            if time.dim() == 2 and self.config.state_input == "token":  # the state goes with the actions to be found
+                embedded = torch.cat([embedded[:, -1:], embedded], dim=1)
             cond = F.silu(_linear(self.time_mlp_out, F.silu(_linear(self.time_mlp_in, embedded))))
         if self.config.state_input == "token":
             actions = torch.cat([_linear(self.state_proj, state)[:, None], actions], dim=1)
@@ -239,12 +253,16 @@ class Pi0(nn.Module):
         rope = rope_table(positions_of(valid), self.config.head_dim)
         x = x.to(self.dtype)
         encoded: list[tuple[Tensor, Tensor]] = []
-        for index, layer in enumerate(self.prefix_layers):
+
+        def run(layer: GemmaLayer, x: Tensor, finish: bool) -> tuple[Tensor, Tensor, Tensor]:
             q, k, v, gate = layer.queries_keys_values(x, None, None)
             k = apply_rope(k, rope)
+            return layer.finish(x, attention(apply_rope(q, rope), k, v), gate, None) if finish else x, k, v
+
+        for index, layer in enumerate(self.prefix_layers):
+            finish = with_hidden or index + 1 < self.config.depth
+            x, k, v = run_layer(self.gradient_checkpointing, run, layer, x, finish)
             encoded.append((k, v))
-            if with_hidden or index + 1 < self.config.depth:
-                x = layer.finish(x, attention(apply_rope(q, rope), k, v), gate, None)
         hidden = self.prefix_norm(x)[0] if with_hidden else None
         return PrefixCache(tuple(encoded), valid, hidden)
 
@@ -270,7 +288,7 @@ class Pi0(nn.Module):
             state: [B, action_dim].
             cache: from :meth:`encode_prefix`, with B rows.
             x_t: [B, horizon, action_dim].
-            time: [B], 1 noise .. 0 data.
+            time: [B] or [B, horizon], 1 noise .. 0 data.
             context: from :meth:`suffix_context`, to compute it once for many steps.
 
         Returns:
@@ -280,11 +298,16 @@ class Pi0(nn.Module):
         x, _, _, cond = self.embed_suffix(state, x_t, time)
         x = x.to(self.dtype)
         first_values: Tensor | None = None
-        for index, layer in enumerate(self.suffix_layers):
+
+        def run(index: int, x: Tensor, first_values: Tensor | None) -> tuple[Tensor, Tensor]:
+            layer = self.suffix_layers[index]
             q, k, v, gate = layer.queries_keys_values(x, cond, first_values)
-            first_values = v if first_values is None else first_values
             attended = cache.attend(index, attention, apply_rope(q, rope), apply_rope(k, rope), v)
-            x = layer.finish(x, attended, gate, cond)
+            return layer.finish(x, attended, gate, cond), v
+
+        for index in range(self.config.depth):
+            x, values = run_layer(self.gradient_checkpointing, run, index, x, first_values)
+            first_values = values if first_values is None else first_values
         return self._read_out(x, cond)
 
     def velocity(self, inputs: ModelInputs, x_t: Tensor, time: Tensor) -> Tensor:
@@ -315,7 +338,7 @@ class Pi0(nn.Module):
             inputs: the batch.
             actions: normalised targets [B, horizon, action_dim].
             noise: standard normal, same shape.
-            time: [B], see :func:`sample_time`.
+            time: [B] or [B, horizon], see :func:`sample_time`.
 
         Returns:
             float32 [B, horizon, action_dim]; its mean is the training loss.
@@ -324,7 +347,7 @@ class Pi0(nn.Module):
 
     def flow_error(self, cache: PrefixCache, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """As :meth:`loss`, against an encoded prefix with as many rows as the state [B, action_dim]."""
-        t = time[:, None, None]
+        t = time[:, None, None] if time.dim() == 1 else time[..., None]
         x_t = t * noise + (1 - t) * actions
         velocity = self.denoise_step(state, cache, x_t, time)
         return (velocity - (noise - actions)).square()

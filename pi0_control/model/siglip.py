@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pi0_control.model.attention import Attention, Backend
 from pi0_control.model.config import SiglipConfig
+from pi0_control.model.recompute import run_layer
 
 LAYER_NORM_EPS = 1e-6
 
@@ -47,6 +48,7 @@ class Siglip(nn.Module):
     def __init__(self, config: SiglipConfig, out_width: int, backend: Backend = "sdpa") -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.attention = Attention(None, "eager" if backend == "eager" else "sdpa")  # nothing to mask for flex
         if config.stem == "conv":
             self.stem: nn.Module = conv_stem(config)
@@ -62,5 +64,5 @@ class Siglip(nn.Module):
         x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
         x = (x + self.position).to(self.head.weight.dtype)
         for block in self.blocks:
-            x = block(x, self.attention)
+            x = run_layer(self.gradient_checkpointing, block, x, self.attention)
         return self.head(self.norm(x))

@@ -1,0 +1,65 @@
+"""LoRA: fine-tune a matrix W as W + A B with A B of low rank, and merge it when the training is over.
+
+Written out rather than taken from the peft package, which brings transformers and accelerate with it. Source: "LoRA:
+Low-Rank Adaptation of Large Language Models".
+"""
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pi0_control.model.parts import Part, freeze, part_of
+from pi0_control.model.pi0 import Pi0
+
+_MATRICES = ("qkv", "out", "gate_up", "down", "fc1", "fc2")  # of a layer of an expert or of the image encoder
+
+
+class LoraLinear(nn.Linear):
+    """A frozen linear layer plus ``alpha / rank * x A^T B^T``; B is zero at the start, so nothing changes at first.
+
+    Args:
+        base: the layer to adapt; its weights are taken over, not copied.
+        rank: width of A [rank, in] and B [out, rank].
+        alpha: weight of the adapter; with ``rank`` it is one.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        with torch.device("meta"):  # nothing to initialise
+            super().__init__(base.in_features, base.out_features, base.bias is not None)
+        self.weight, self.bias = base.weight, base.bias
+        self.scaling = alpha / rank
+        self.lora_a = nn.Parameter(self.weight.new_empty(rank, base.in_features))
+        self.lora_b = nn.Parameter(self.weight.new_zeros(base.out_features, rank))
+        nn.init.normal_(self.lora_a, std=base.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        return super().forward(x) + self.scaling * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+    def merged_weight(self) -> Tensor:
+        """The one matrix [out, in] that does the same."""
+        return self.weight + self.scaling * (self.lora_b @ self.lora_a)
+
+
+def add_lora(model: Pi0, parts: Collection[Part], rank: int, alpha: float) -> None:
+    """Freeze some parts and put adapters beside the matrices of their layers, in place."""
+    freeze(model, parts)
+    for name, module in list(model.named_modules()):
+        if part_of(name) in parts:
+            for child in _MATRICES:
+                base = getattr(module, child, None)
+                if isinstance(base, nn.Linear):
+                    setattr(module, child, LoraLinear(base, rank, alpha))
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the same model without adapters."""
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            del state[f"{name}.lora_a"], state[f"{name}.lora_b"]
+            state[f"{name}.weight"] = module.merged_weight()
+    return state
