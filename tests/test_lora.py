@@ -9,11 +9,13 @@ from pi0_control.model.lora import add_lora, merged_state
 from pi0_control.model.parts import part_of
 from pi0_control.model.pi0 import Pi0
 
+ALPHA = 3.0
+
 
 def adapted(config: Pi0Config = TINY, random: bool = True) -> Pi0:
     """A model with adapters in all layers; random ones, as after a training."""
     model = make_model(config)
-    add_lora(model, ["vision", "language", "action_expert"], rank=2, alpha=3.0)
+    add_lora(model, ["vision", "language", "action_expert"], rank=2, alpha=ALPHA)
     if random:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -35,7 +37,7 @@ def test_an_untrained_adapter_changes_nothing() -> None:
 def test_merged_is_unmerged(config: Pi0Config) -> None:
     inputs, (_, noise, time) = make_inputs(config), make_flow(config)
     model, plain = adapted(config), Pi0(config)
-    plain.load_state_dict(merged_state(model))
+    plain.load_state_dict(merged_state(model.state_dict(), ALPHA))
     velocity = model.velocity(inputs, noise, time)
     torch.testing.assert_close(plain.velocity(inputs, noise, time), velocity, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(make_model(config).velocity(inputs, noise, time), velocity, atol=1e-2)
@@ -43,7 +45,7 @@ def test_merged_is_unmerged(config: Pi0Config) -> None:
 
 def test_a_model_without_adapters_is_merged_already() -> None:
     model = make_model()
-    state = merged_state(model)
+    state = merged_state(model.state_dict(), ALPHA)
     assert list(state) == list(model.state_dict())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

@@ -295,6 +295,10 @@ def test_config_round_trip(policy: Pi0Policy, tmp_path: Path) -> None:
     config = dataclasses.replace(policy.config, provenance={"steps": 10, "data": "60 demonstrations, 4 tasks"})
     config.save(tmp_path / "policy.json")
     assert PolicyConfig.load(tmp_path / "policy.json") == config
+    assert "rtc_max_delay" not in config.to_dict()  # so that policies that are not trained for it stay as they were
+    config = dataclasses.replace(config, rtc_max_delay=3)
+    config.save(tmp_path / "policy.json")
+    assert PolicyConfig.load(tmp_path / "policy.json").rtc_max_delay == 3
 
 
 @pytest.mark.parametrize(
@@ -308,6 +312,7 @@ def test_config_round_trip(policy: Pi0Policy, tmp_path: Path) -> None:
         ({"norm_eps": "small"}, "expected float"),
         ({"num_steps": 2.5}, "expected int"),
         ({"num_steps": 0}, "1 or more"),
+        ({"rtc_max_delay": 6}, "0 to 5"),
         ({"execution_horizon": 7}, "1 to 6"),
         ({"discrete_state_input": True}, "prompt_format 'pi0'"),
         ({"discrete_state_input": 1}, "expected bool"),

@@ -4,7 +4,7 @@ Written out rather than taken from the peft package, which brings transformers a
 Low-Rank Adaptation of Large Language Models".
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -38,10 +38,6 @@ class LoraLinear(nn.Linear):
         """x [..., in] -> [..., out]."""
         return super().forward(x) + self.scaling * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
-    def merged_weight(self) -> Tensor:
-        """The one matrix [out, in] that does the same."""
-        return self.weight + self.scaling * (self.lora_b @ self.lora_a)
-
 
 def add_lora(model: Pi0, parts: Collection[Part], rank: int, alpha: float) -> None:
     """Freeze some parts and put adapters beside the matrices of their layers, in place."""
@@ -55,11 +51,11 @@ def add_lora(model: Pi0, parts: Collection[Part], rank: int, alpha: float) -> No
 
 
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the same model without adapters."""
-    state = model.state_dict()
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            del state[f"{name}.lora_a"], state[f"{name}.lora_b"]
-            state[f"{name}.weight"] = module.merged_weight()
-    return state
+def merged_state(state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The state dict of the model without adapters that does the same as one with them, from that one's."""
+    merged = {name: value for name, value in state.items() if ".lora_" not in name}
+    for name, lora_a in state.items():
+        if name.endswith(".lora_a"):
+            layer, scaling = name.removesuffix(".lora_a"), alpha / len(lora_a)
+            merged[f"{layer}.weight"] = state[f"{layer}.weight"] + scaling * (state[f"{layer}.lora_b"] @ lora_a)
+    return merged

@@ -37,6 +37,8 @@ class PolicyConfig:
         pad_state_in_prompt: that state is padded with zeros to the model's action_dim, as some checkpoints expect.
         num_steps: denoising steps per chunk.
         execution_horizon: recommended number of actions to play before the next chunk.
+        rtc_max_delay: how many first actions of a chunk may be given to the model, which then continues them; it was
+            trained for that (training-time real-time chunking). 0 is none.
         provenance: how the policy came about, free text by topic.
     """
 
@@ -54,6 +56,7 @@ class PolicyConfig:
     discrete_state_input: bool = False
     pad_state_in_prompt: bool = False
     num_steps: int = 10
+    rtc_max_delay: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -123,8 +126,10 @@ class PolicyConfig:
         return tuple(name for name in self.cameras.values() if name is not None and name not in self.optional_cameras)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the inverse of :meth:`from_dict`."""
+        """Plain JSON values, the inverse of :meth:`from_dict`; a switch that is off leaves no trace."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not self.rtc_max_delay:
+            del values["rtc_max_delay"]
         plain = {"model": self.model.to_dict(), "robot": self.robot.to_dict(), "cameras": dict(self.cameras)}
         lists = {name: list(values[name]) for name in ("delta_mask", "optional_cameras")}
         return {**values, **plain, **lists, "provenance": dict(self.provenance)}
@@ -138,6 +143,7 @@ class PolicyConfig:
         """
         _require(isinstance(values, Mapping), f"The policy config is {type(values).__name__}; expected an object.")
         _check_version(values.get("format_version"))
+        values = {"rtc_max_delay": 0, **values}
         expected = {item.name for item in fields(cls)}
         _require(
             set(values) == expected,
@@ -195,6 +201,10 @@ class PolicyConfig:
         _require(
             1 <= self.execution_horizon <= horizon,
             f"execution_horizon is {self.execution_horizon}; expected 1 to {horizon}, the model's action_horizon.",
+        )
+        _require(
+            0 <= self.rtc_max_delay < horizon,
+            f"rtc_max_delay is {self.rtc_max_delay}; expected 0 to {horizon - 1}, below the model's action_horizon.",
         )
         _require(self.num_steps >= 1, f"num_steps is {self.num_steps}; expected 1 or more.")
         _require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; expected above zero.")
