@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pi0_control.errors import DatasetError
 from pi0_control.policy.images import resize_with_pad
 from pi0_control.train import layout
-from pi0_control.train.dataset import Dataset, Episode
-from pi0_control.train.video import read_video
+from pi0_control.train.dataset import Dataset
+from pi0_control.train.episode import Episode
+from pi0_control.train.pictures import read_images
 
 _VERSION = 1  # raise when the same videos would be decoded or resized to other pixels
 
@@ -39,14 +40,14 @@ def decode_images(
         cameras: which cameras, in the order wanted.
         size: side of the images in pixels.
         cache_dir: folder for the file, made if needed.
-        threads: videos decoded at the same time; by default one per core.
+        threads: files decoded at the same time; by default one per core.
         show_progress: draw a progress bar on stderr.
 
     Returns:
         uint8 [N, cameras, size, size, 3], read-only, mapped from the file.
 
     Raises:
-        DatasetError: a camera the dataset does not have, or a video that is missing, broken or too short.
+        DatasetError: a camera the dataset does not have, or a file that is missing, broken or lacks images.
     """
     unknown = [camera for camera in cameras if camera not in dataset.cameras]
     if unknown:
@@ -64,28 +65,30 @@ def fingerprint(dataset: Dataset, cameras: Sequence[str], size: int) -> str:
     digest = hashlib.sha256(repr((_VERSION, tuple(cameras), size)).encode())
     for episode in dataset.episodes:
         for camera in cameras:
-            span = episode.videos[camera]
+            span = episode.images[camera]
             stat = span.path.stat() if span.path.exists() else None
             version = (stat.st_size, stat.st_mtime_ns) if stat else None
             digest.update(repr((str(span.path.absolute()), version, span.from_s, episode.length)).encode())
+            digest.update((span.column or "").encode())
     return digest.hexdigest()[:16]
 
 
 def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, progress: Progress, threads: int) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}{layout.PARTIAL}")
     shape = (len(dataset), len(cameras), size, size, 3)
-    jobs: dict[tuple[int, Path], list[Episode]] = {}  # one per video file
+    jobs: dict[tuple[int, Path], list[Episode]] = {}  # one per file
     for episode in dataset.episodes:
         for slot, camera in enumerate(cameras):
-            jobs.setdefault((slot, episode.videos[camera].path), []).append(episode)
+            jobs.setdefault((slot, episode.images[camera].path), []).append(episode)
     try:
         out = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         with ThreadPoolExecutor(threads) as pool:
             task = progress.add_task("decoding images", total=len(dataset) * len(cameras))
 
             def decode(job: tuple[int, Path]) -> None:
-                slot, video = job
-                _decode_file(video, jobs[job], cameras[slot], dataset.fps, out[:, slot])
+                slot, _ = job
+                for index, image in read_images(jobs[job], cameras[slot], dataset.fps):
+                    out[index, slot] = resize_with_pad(image, size)
                 progress.advance(task, sum(episode.length for episode in jobs[job]))
 
             list(pool.map(decode, jobs))
@@ -93,21 +96,6 @@ def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, prog
         layout.publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _decode_file(path: Path, episodes: Sequence[Episode], camera: str, fps: float, out: NDArray[np.uint8]) -> None:
-    """Decode one video file into the frames ``out`` [N, size, size, 3] of the episodes that lie in it."""
-    wanted: dict[int, int] = {}  # frame of the file -> frame of the dataset
-    for episode in episodes:
-        first = round(episode.videos[camera].from_s * fps)
-        wanted |= {first + step: episode.start + step for step in range(episode.length)}
-    total = len(wanted)
-    for time_s, image in read_video(path):
-        index = wanted.pop(round(time_s * fps), None)
-        if index is not None:
-            out[index] = resize_with_pad(image, out.shape[1])
-    if wanted:
-        raise DatasetError(f"Video {path} lacks {len(wanted)} of the {total} frames that its episodes need.")
 
 
 def _progress(visible: bool) -> Progress:

@@ -1,7 +1,6 @@
-"""Reading: one or several LeRobotDataset v3.0 folders as arrays over all their frames."""
+"""Reading: one or several LeRobotDataset folders (v2.0 to v3.0) as arrays over all their frames."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,63 +11,29 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.errors import DatasetError
-from pi0_control.train import layout
+from pi0_control.train import layout, v21, v30
+from pi0_control.train.episode import Episode
 
-_FRAME_COLUMNS = (
-    layout.STATE,
-    layout.ACTION,
-    layout.OBJECTS,
-    layout.TARGET,
-    "frame_index",
-    "episode_index",
-    "task_index",
-)
-
-
-@dataclass(frozen=True)
-class VideoSpan:
-    """Where an episode lies in a video file: from ``from_s`` [s] on."""
-
-    path: Path
-    from_s: float
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One demonstration.
-
-    Attributes:
-        root: the dataset it comes from, where it is number ``index``.
-        start: index of its first frame among all frames that were opened together.
-        length: number of frames.
-        videos: by camera.
-        metadata: what was given to ``DatasetWriter.save_episode``.
-    """
-
-    root: Path
-    index: int
-    start: int
-    length: int
-    videos: Mapping[str, VideoSpan]
-    metadata: Mapping[str, Any]
+_FRAME_COLUMNS = (layout.OBJECTS, layout.TARGET, "timestamp", "frame_index", "episode_index", "task_index")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """N frames of demonstrations; images stay in their video files (see ``cache.decode_images``).
+    """N frames of demonstrations; images stay in their files (see ``cache.decode_images``).
 
     Attributes:
         roots: the folders it was read from.
         fps: frames per second.
         cameras: names of the cameras, in the order of the features.
         object_names: names of the objects with known positions; empty when the dataset holds none.
-        features: the ``features`` of the first root's info.json.
+        features: the ``features`` of the first root's info.json, states and actions under LeRobot's names.
         episodes: in the order of frames.
         states: float32 [N, D].
         actions: float32 [N, D], absolute joint targets.
         objects: float32 [N, n, 3], positions in the robot's base frame [m].
         targets: int64 [N, 2], indices of the objects the instruction names: what is to be moved, and where it goes;
             -1 none or not known.
+        timestamps: float64 [N], time since the episode's first frame as recorded [s].
         tasks: every distinct instruction.
         task_index: int64 [N], the instruction of every frame.
         episode_index: int64 [N], position in ``episodes``.
@@ -84,13 +49,18 @@ class Dataset:
     actions: NDArray[np.float32]
     objects: NDArray[np.float32]
     targets: NDArray[np.int64]
+    timestamps: NDArray[np.float64]
     tasks: tuple[str, ...]
     task_index: NDArray[np.int64]
     episode_index: NDArray[np.int64]
 
     @staticmethod
-    def open(roots: str | Path | Sequence[str | Path]) -> "Dataset":
+    def open(roots: str | Path | Sequence[str | Path], require_finite: bool = True) -> "Dataset":
         """Read one folder, or several with the same features as one dataset.
+
+        Args:
+            roots: folders of LeRobotDataset v2.0, v2.1 or v3.0.
+            require_finite: refuse states and actions that are not finite numbers.
 
         Raises:
             DatasetError: a file is missing or broken, the roots do not fit each other, or there is no episode.
@@ -98,7 +68,10 @@ class Dataset:
         paths = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
         if not paths:
             raise DatasetError("No dataset was given; expected at least one folder.")
-        return _join([_RootReader(path).read() for path in paths])
+        for position, path in enumerate(paths):
+            if path.resolve() in [other.resolve() for other in paths[:position]]:
+                raise DatasetError(f"{path} was given twice; expected every dataset once.")
+        return _join([_RootReader(path, require_finite).read() for path in paths])
 
     def __len__(self) -> int:
         """Number of frames N."""
@@ -160,6 +133,7 @@ def _join(parts: Sequence[Dataset]) -> Dataset:
         actions=np.concatenate([part.actions for part in parts]),
         objects=np.concatenate([part.objects for part in parts]),
         targets=np.concatenate([part.targets for part in parts]),
+        timestamps=np.concatenate([part.timestamps for part in parts]),
     )
 
 
@@ -171,48 +145,37 @@ def _numbers(episodes: Sequence[Episode]) -> NDArray[np.int64]:
 class _RootReader:
     """Reads one folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, require_finite: bool) -> None:
         self.path = path
+        self.require_finite = require_finite
         self.info = layout.read_info(path)
-        self.features = self.info["features"]
-        self.cameras = tuple(
-            name.removeprefix(layout.IMAGES) for name in self.features if name.startswith(layout.IMAGES)
-        )
-        self._check_features()
-
-    def _check_features(self) -> None:
-        for name in (layout.STATE, layout.ACTION):
-            if name not in self.features:
-                raise DatasetError(f"{self.path} has no feature {name!r}; it has {sorted(self.features)}.")
-        for camera in self.cameras:
-            dtype = self.features[layout.IMAGES + camera].get("dtype")
-            if dtype != "video":
-                raise DatasetError(f"Camera {camera!r} of {self.path} is stored as {dtype!r}; expected 'video'.")
+        self.version = v30 if self.info["codebase_version"] == layout.VERSION else v21
+        features = self.info["features"]
+        try:
+            self.columns = {name: layout.column_of(features, name) for name in (layout.STATE, layout.ACTION)}
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}") from error
+        self.features = {**features, **{name: features[column] for name, column in self.columns.items()}}
 
     def read(self) -> Dataset:
         """All frames of the folder; it may hold none."""
-        rows = self._episode_rows()
-        frames = self._frames(rows)
-        n = frames.num_rows
+        episodes = self.version.read_episodes(self.path, self.info)
+        frames = self._frames(episodes)
         object_names = layout.object_names_of(self.features)
-        objects = self._matrix(frames, layout.OBJECTS) if object_names else np.zeros((n, 0), np.float32)
-        targets = np.full((n, layout.NUM_TARGETS), -1, np.int64)
-        if layout.TARGET in frames.column_names:
-            named = self._matrix(frames, layout.TARGET)
-            targets[:, : named.shape[1]] = named
+        objects = self._matrix(frames, layout.OBJECTS) if object_names else np.zeros(0, np.float32)
         tasks, task_index = self._tasks(frames["task_index"].to_numpy())
-        episodes = self._episodes(rows)
         return Dataset(
             roots=(self.path,),
             fps=self.info["fps"],
-            cameras=self.cameras,
+            cameras=tuple(layout.cameras_of(self.features)),
             object_names=object_names,
             features=self.features,
             episodes=tuple(episodes),
             states=self._matrix(frames, layout.STATE),
             actions=self._matrix(frames, layout.ACTION),
-            objects=objects.reshape(n, len(object_names), 3),
-            targets=targets,
+            objects=objects.reshape(frames.num_rows, len(object_names), 3),
+            targets=self._targets(frames),
+            timestamps=self._timestamps(frames),
             tasks=tasks,
             task_index=task_index,
             episode_index=_numbers(episodes),
@@ -221,36 +184,16 @@ class _RootReader:
     def _tasks(self, numbers: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """Instructions that occur, and for every frame the position of its own, from its task number."""
         present, positions = np.unique(numbers, return_inverse=True)
-        known = layout.read_tasks(self.path) if len(present) else {}
+        known = self.version.read_tasks(self.path) if len(present) else {}
         unknown = set(present.tolist()) - set(known)
         if unknown:
             raise DatasetError(f"{self.path} has frames of task {min(unknown)}; its tasks are {sorted(known)}.")
         return tuple(known[number] for number in present.tolist()), positions
 
-    def _episode_rows(self) -> list[dict[str, Any]]:
-        """Metadata of the episodes that info.json counts, in order."""
-        columns = ["episode_index", "length", "data/chunk_index", "data/file_index", "metadata"]
-        for camera in self.cameras:
-            key = f"videos/{layout.IMAGES}{camera}"
-            columns += [f"{key}/chunk_index", f"{key}/file_index", f"{key}/from_timestamp"]
-        rows: list[dict[str, Any]] = []
-        for file in sorted((self.path / "meta" / "episodes").glob("*/*.parquet")):
-            table = layout.read_table(file, columns)
-            missing = set(columns) - {"metadata"} - set(table.column_names)
-            if missing:
-                raise DatasetError(f"{file} lacks the columns {sorted(missing)}.")
-            rows += table.to_pylist()
-        total = self.info["total_episodes"]
-        rows = sorted((row for row in rows if row["episode_index"] < total), key=lambda row: row["episode_index"])
-        if len(rows) != total:
-            raise DatasetError(f"{self.path} describes {len(rows)} episodes; its info.json counts {total}.")
-        return rows
-
-    def _frames(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    def _frames(self, episodes: Sequence[Episode]) -> pa.Table:
         """Frames of all episodes, one episode behind the other."""
-        files = sorted({(row["data/chunk_index"], row["data/file_index"]) for row in rows})
-        paths = [self.info["data_path"].format(chunk_index=chunk, file_index=file) for chunk, file in files]
-        tables = [layout.read_table(self.path / path, _FRAME_COLUMNS) for path in paths]
+        columns = [*self.columns.values(), *_FRAME_COLUMNS]
+        tables = [layout.read_table(path, columns) for path in dict.fromkeys(e.data for e in episodes)]
         if not tables:
             empty = {name: pa.array([], pa.int64()) for name in ("frame_index", "episode_index", "task_index")}
             return pa.table(empty)
@@ -258,44 +201,45 @@ class _RootReader:
             joined = pa.concat_tables(tables)
         except pa.ArrowInvalid as error:
             raise DatasetError(f"The data files of {self.path} have different columns: {error}.") from error
+        needed = {"frame_index", "episode_index", "task_index", *self.columns.values()}
+        missing = needed - set(joined.column_names)
+        if missing:
+            raise DatasetError(f"The data of {self.path} lacks {sorted(missing)}; it has {joined.column_names}.")
         frames = joined.sort_by([("episode_index", "ascending"), ("frame_index", "ascending")])
-        lengths = [row["length"] for row in rows]
-        expected = np.repeat([row["episode_index"] for row in rows], lengths)
+        lengths = [episode.length for episode in episodes]
+        expected = np.repeat([episode.index for episode in episodes], lengths)
         steps = np.concatenate([np.arange(length) for length in lengths])
         got = frames["episode_index"].to_numpy(), frames["frame_index"].to_numpy()
         if not (np.array_equal(got[0], expected) and np.array_equal(got[1], steps)):
             raise DatasetError(
-                f"{self.path} holds {len(got[0])} frames that are not those of its {len(rows)} episodes; expected "
+                f"{self.path} holds {len(got[0])} frames that are not those of its {len(episodes)} episodes; expected "
                 f"{len(steps)} frames numbered from 0 in each."
             )
         return frames
 
+    def _targets(self, frames: pa.Table) -> NDArray[np.int64]:
+        targets = np.full((frames.num_rows, layout.NUM_TARGETS), -1, np.int64)
+        if layout.TARGET in frames.column_names:
+            named = self._matrix(frames, layout.TARGET)
+            targets[:, : named.shape[1]] = named
+        return targets
+
+    def _timestamps(self, frames: pa.Table) -> NDArray[np.float64]:
+        if "timestamp" in frames.column_names:
+            return frames["timestamp"].to_numpy().astype(np.float64)
+        return frames["frame_index"].to_numpy() / self.info["fps"]
+
     def _matrix(self, frames: pa.Table, name: str) -> NDArray[np.float32]:
         """A column of vectors as float32 [N, d]."""
-        width = int(np.prod(self.features[name]["shape"]))
+        width = layout.width_of(self.features[name])
         if not frames.num_rows:
             return np.zeros((0, width), np.float32)
-        if name not in frames.column_names:
-            raise DatasetError(f"The data of {self.path} has no column {name!r}; it has {frames.column_names}.")
-        column = frames[name].combine_chunks()
-        flat = column if not pa.types.is_nested(column.type) else column.flatten()
+        flat = frames[self.columns.get(name, name)].combine_chunks()
+        while pa.types.is_nested(flat.type):
+            flat = flat.flatten()
         values = flat.to_numpy(zero_copy_only=False).astype(np.float32)
         if len(values) != frames.num_rows * width:
             raise DatasetError(f"Column {name!r} of {self.path} does not hold vectors of {width} numbers throughout.")
-        if not np.isfinite(values).all():
+        if self.require_finite and not np.isfinite(values).all():
             raise DatasetError(f"Column {name!r} of {self.path} holds numbers that are not finite.")
         return values.reshape(-1, width)
-
-    def _episodes(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
-        episodes, start = [], 0
-        for row in rows:
-            videos = {camera: self._span(row, layout.IMAGES + camera) for camera in self.cameras}
-            metadata = json.loads(row.get("metadata") or "{}")
-            episodes.append(Episode(self.path, row["episode_index"], start, row["length"], videos, metadata))
-            start += row["length"]
-        return episodes
-
-    def _span(self, row: Mapping[str, Any], key: str) -> VideoSpan:
-        chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
-        path = self.info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
-        return VideoSpan(self.path / path, row[f"videos/{key}/from_timestamp"])

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0 on disk: names, paths, features and the durable writing of one file.
+"""LeRobotDataset v3.0 on disk, as it is written here: names, paths, features and the durable writing of one file.
 
 meta/info.json                                     features, rate, totals: what it does not count does not exist
 meta/stats.json                                    statistics of every feature
@@ -9,8 +9,10 @@ videos/observation.images.<camera>/chunk-000/file-000.mp4
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,19 @@ import pyarrow.parquet as pq
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.robot import RobotSpec
 
-VERSION = "v3.0"
+VERSION = "v3.0"  # what is written
+READABLE = ("v2.0", "v2.1", VERSION)
 FILES_PER_CHUNK = 1000
 STATE, ACTION = "observation.state", "action"
 OBJECTS, TARGET = "observation.objects", "observation.target"  # ours, beyond LeRobot's
 NUM_TARGETS = 2  # an instruction names up to two objects: what is to be moved, and where it goes
 IMAGES = "observation.images."
+_OTHER_NAMES = {STATE: "state", ACTION: "actions"}  # as in openpi's examples
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 PARTIAL = ".partial"  # suffix of a file that is not finished
+_ROWS_AT_ONCE = 64
 
 _INDEX_COLUMNS = {
     "timestamp": "float32",
@@ -94,10 +99,48 @@ def object_names_of(features: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def joint_names_of(features: Mapping[str, Any], feature: str) -> tuple[str, ...]:
-    """Names of the numbers of a state or action, also where they are grouped as ``{"motors": [..]}``; may be empty."""
-    names = features[feature].get("names") or []
-    groups = names.values() if isinstance(names, Mapping) else [names]
-    return tuple(str(name) for group in groups for name in group)
+    """Names of the numbers of a state or action, also where they are nested as in ``{"motors": ["swing", "grip"]}``.
+
+    Empty when the dataset has none, or not one for each number.
+    """
+    names = tuple(_leaves(features[feature].get("names")))
+    return names if len(names) == width_of(features[feature]) else ()
+
+
+def _leaves(names: Any) -> Iterator[str]:
+    """Texts in nested lists and mappings, in order."""
+    if isinstance(names, str):
+        yield names
+    elif isinstance(names, Mapping | list):
+        for name in names.values() if isinstance(names, Mapping) else names:
+            yield from _leaves(name)
+
+
+def column_of(features: Mapping[str, Any], feature: str) -> str:
+    """The name that a dataset has for its states or actions; DatasetError tells what it has instead."""
+    for name in (feature, _OTHER_NAMES[feature]):
+        if name in features:
+            return name
+    raise DatasetError(f"No feature {feature!r} nor {_OTHER_NAMES[feature]!r}; the features are {sorted(features)}.")
+
+
+def width_of(feature: Mapping[str, Any]) -> int:
+    """How many numbers a feature holds per frame."""
+    return math.prod(feature["shape"])
+
+
+def cameras_of(features: Mapping[str, Any]) -> dict[str, str]:
+    """Feature of every camera by the camera's name; depth maps are left out."""
+    return {
+        name.removeprefix(IMAGES): name
+        for name, feature in features.items()
+        if feature.get("dtype") in ("video", "image") and not _is_depth_map(feature)
+    }
+
+
+def _is_depth_map(feature: Mapping[str, Any]) -> bool:
+    info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
 
 def location(index: int) -> dict[str, int]:
@@ -143,7 +186,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DatasetError(f"No file {path}; expected a LeRobotDataset {VERSION} there.") from error
+        raise DatasetError(f"No file {path}; expected a LeRobotDataset there.") from error
     except ValueError as error:
         raise DatasetError(f"File {path} is not JSON: {error}.") from error
     if not isinstance(values, dict):
@@ -151,16 +194,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_info(root: Path) -> dict[str, Any]:
+def read_info(root: Path, versions: Sequence[str] = READABLE) -> dict[str, Any]:
     """Read meta/info.json; DatasetError when it is missing or describes another version of the format."""
     path = root / "meta" / "info.json"
     info = read_json(path)
-    if info.get("codebase_version") != VERSION:
-        raise DatasetError(f"{path} has codebase_version {info.get('codebase_version')!r}; expected {VERSION!r}.")
-    expected = {"features", "fps", "total_episodes", "total_frames", "data_path"}
+    if info.get("codebase_version") not in versions:
+        expected = " or ".join(map(repr, versions))
+        raise DatasetError(f"{path} has codebase_version {info.get('codebase_version')!r}; expected {expected}.")
+    expected = {"features", "fps", "total_episodes", "data_path"}
     if any(feature.get("dtype") == "video" for feature in info.get("features", {}).values()):
         expected.add("video_path")
-    missing = expected - set(info)
+    missing = {name for name in expected if info.get(name) is None}
     if missing:
         raise DatasetError(f"{path} lacks {sorted(missing)}; it has {sorted(info)}.")
     return info
@@ -168,10 +212,25 @@ def read_info(root: Path) -> dict[str, Any]:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or those of ``columns`` that it has; DatasetError names a file that cannot be read."""
+    with _opened(path) as file:
+        present = file.schema_arrow.names
+        return file.read(columns=None if columns is None else [name for name in columns if name in present])
+
+
+def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read ``columns`` of a Parquet file in pieces; DatasetError names a file that cannot be read or lacks one."""
+    with _opened(path) as file:
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise DatasetError(f"File {path} has no column {missing[0]!r}; it has {file.schema_arrow.names}.")
+        yield from file.iter_batches(_ROWS_AT_ONCE, columns=list(columns))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            return file.read(columns=None if columns is None else [name for name in columns if name in present])
+            yield file
     except FileNotFoundError as error:
         raise DatasetError(f"No file {path}, although the dataset's metadata names it.") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -205,11 +264,11 @@ def _pandas_column(name: str | None, field: str | None, pandas_type: str, numpy_
     }
 
 
-def read_tasks(root: Path) -> dict[int, str]:
-    """Instruction of every task_index; the column that holds the text may bear any name."""
-    path = root / "meta" / "tasks.parquet"
-    table = read_table(path)
-    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    if "task_index" not in table.column_names or not texts:
-        raise DatasetError(f"{path} has the columns {table.column_names}; expected task_index and a text column.")
-    return dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+def counted(root: Path, info: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ``rows`` of those episodes that info.json counts, in order; DatasetError when one is missing."""
+    total = info["total_episodes"]
+    known = {row["episode_index"]: row for row in rows}
+    if any(index not in known for index in range(total)):
+        number = sum(index < total for index in known)
+        raise DatasetError(f"{root} describes {number} episodes; its info.json counts {total}.")
+    return [known[index] for index in range(total)]

@@ -1,6 +1,7 @@
 """One camera's video file: frames in, frames out (H.264 in MP4, by PyAV)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -44,18 +45,37 @@ class VideoWriter:
         self._container.close()
 
 
-def read_video(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Yield (time [s], RGB frame uint8 [H, W, 3]) for every frame of a file, in order of time.
+def read_video(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Yield (time [s], RGB frame uint8 [H, W, 3]) for the frames of a file, in order of time.
+
+    Args:
+        path: the file.
+        from_s: begin there or a little earlier, where a frame stands alone.
 
     Raises:
         DatasetError: the file is missing, is not a video, or breaks off.
     """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        if from_s > 0:
+            container.seek(int(from_s / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            yield float(frame.time), np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+
+
+def count_frames(path: Path) -> int:
+    """Number of frames in a file, without decoding it; DatasetError as in :func:`read_video`."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        return stream.frames or sum(packet.pts is not None for packet in container.demux(stream))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
-                yield float(frame.time), np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+            yield container
     except FileNotFoundError as error:
         raise DatasetError(f"No video {path}, although the dataset's metadata names it.") from error
     except (av.FFmpegError, IndexError) as error:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.errors import DatasetError
 from pi0_control.robot import RobotSpec
-from pi0_control.train import layout, stats
+from pi0_control.train import layout, stats, v30
 from pi0_control.train.video import VideoWriter
 
 
@@ -177,7 +177,7 @@ class DatasetWriter:
         return {self.root / name for name in {"meta/tasks.parquet", layout.DATA_PATH.format(**first), *videos}}
 
     def _resume(self) -> None:
-        info = layout.read_info(self.root)
+        info = layout.read_info(self.root, versions=(layout.VERSION,))
         if info["features"] != self._features or info["fps"] != self._fps:
             raise DatasetError(
                 f"{self.root} holds recordings at {info['fps']} fps of {_summary(info['features'])}; expected "
@@ -185,7 +185,7 @@ class DatasetWriter:
             )
         self.num_episodes, self.num_frames = info["total_episodes"], info["total_frames"]
         if (self.root / "meta" / "tasks.parquet").exists():
-            self._tasks = list(layout.read_tasks(self.root).values())
+            self._tasks = list(v30.read_tasks(self.root).values())
         for index in range(self.num_episodes):
             row = layout.read_table(self._episodes_file(index)).to_pylist()[0]
             self._stats = stats.merge_all(self._stats, stats.from_lists(row))
