@@ -18,6 +18,7 @@ from pi0_control.train.batches import Draws
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.distributed import World
 from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner, locate
 from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import Trainer
@@ -103,7 +104,7 @@ def test_learns_where_the_named_object_is(parts, tmp_path: Path):
     learner = learner_for(dataset)
     stage = GroundingStage(dataset, images, transforms, TEMPLATES, CONFIG)
     before = stage.validate(learner, CPU)["grounding_error_m"]
-    trainer = Trainer(CONFIG, learner, [stage], RunFolder(tmp_path), show_progress=False)
+    trainer = Trainer(CONFIG, learner, [stage], RunFolder(tmp_path), World(), show_progress=False)
     after = stage.validate(trainer.run(), CPU)["grounding_error_m"]
     assert after < 0.4 * before  # telling the colours apart is needed for that: half the error is the choice of block
 
@@ -202,5 +203,5 @@ def test_a_step_asks_for_random_images_and_wordings(parts):
     dataset, images, transforms = parts
     learner = learner_for(dataset)
     stage = GroundingStage(dataset, images, transforms, TEMPLATES, CONFIG)
-    losses = [float(stage.losses(learner, Draws(0, 0, step, CPU))["loss"].detach()) for step in (0, 0, 1)]
+    losses = [float(stage.losses(learner, Draws(0, 0, step, World()))["loss"].detach()) for step in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

@@ -1,6 +1,5 @@
-"""The run folder's laws: what is not a whole checkpoint is refused, and a torn log does not stop a resumed run."""
+"""The run folder's law: what is not a whole checkpoint is refused."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -8,11 +7,9 @@ import pytest
 import torch
 
 from pi0_control.errors import CheckpointError
-from pi0_control.train import layout
 from pi0_control.train.run_folder import Checkpoint, RunFolder
 
 CHECKPOINT = Checkpoint("settings", 0, 2, {"weight": torch.ones(2)}, {"weight": torch.zeros(2)}, {})
-ENTRIES = [{"stage": "policy", "step": step, "loss": 1.0} for step in (1, 2, 3)]
 
 
 def torn(path: Path) -> None:
@@ -46,17 +43,3 @@ def test_what_is_not_a_whole_checkpoint_is_refused_in_one_sentence(tmp_path: Pat
     with pytest.raises(CheckpointError) as caught:
         RunFolder(tmp_path).load()
     assert str(caught.value) == f"{tmp_path / 'checkpoint.pt'} is not a whole checkpoint of a training run."
-
-
-@pytest.mark.parametrize("tail", ["", '{"stage": "pol', '{"stage": "policy", "step": 2}\n{"sta'])
-def test_the_log_is_rewound_to_the_checkpoint_even_if_it_is_torn(tmp_path: Path, tail: str):
-    folder = RunFolder(tmp_path)
-    for entry in ENTRIES:
-        folder.log(entry)
-    whole = folder.log_file.read_text()
-    folder.log_file.write_text(whole + tail)
-    folder.rewind_log(["policy"], CHECKPOINT)
-    lines = [json.loads(line) for line in folder.log_file.read_text().splitlines()]
-    assert lines[:2] == ENTRIES[:2]
-    assert all(line["step"] <= 2 for line in lines)
-    assert not list(tmp_path.glob(f"*{layout.PARTIAL}"))

@@ -12,7 +12,7 @@ from pi0_control.cli.train import train
 from pi0_control.errors import Pi0Error
 
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {"eval": evaluate, "record": record, "train": train}
-EXTRA_OF = {"pyarrow": "train"}
+EXTRA_OF = {"pyarrow": "train", "tensorboard": "train"}
 
 
 def main() -> None:

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pi0_control.errors import DatasetError
-from pi0_control.model import ModelInputs
+from pi0_control.model import ModelInputs, sample_time
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.distributed import World
 from pi0_control.types import Observation
 
 Indices = NDArray[np.int64]
@@ -20,20 +21,37 @@ _ENCODE_AT_ONCE = 64
 
 
 class Draws:
-    """The randomness of one step: a function of the seed, the stage and the step, so nothing of it needs saving."""
+    """The randomness of one step: a function of the seed, the stage and the step, so nothing of it needs saving.
 
-    def __init__(self, seed: int, stage: int, step: int, device: torch.device) -> None:
-        self.numpy = np.random.default_rng((seed, stage, step))
-        self.torch = torch.Generator(device).manual_seed(int(self.numpy.integers(2**62)))
-        self.device = device
+    Every rank of the world draws for the whole batch and gets its own rows; all shapes here are those of one rank.
+    """
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, float32."""
-        return torch.randn(shape, generator=self.torch, device=self.device)
+    def __init__(self, seed: int, stage: int, step: int, world: World) -> None:
+        self.world, self.device = world, world.device
+        self._numpy = np.random.default_rng((seed, stage, step))
+        self._torch = torch.Generator(self.device).manual_seed(int(self._numpy.integers(2**62)))
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Numbers in [0, 1), float32."""
-        return torch.rand(shape, generator=self.torch, device=self.device)
+    def normal(self, rows: int, *shape: int) -> Tensor:
+        """Standard normal numbers, float32 [rows, ..]."""
+        size = (rows * self.world.size, *shape)
+        return self.world.rows(torch.randn(size, generator=self._torch, device=self.device))
+
+    def uniform(self, rows: int, *shape: int) -> Tensor:
+        """Numbers in [0, 1), float32 [rows, ..]."""
+        size = (rows * self.world.size, *shape)
+        return self.world.rows(torch.rand(size, generator=self._torch, device=self.device))
+
+    def times(self, rows: int) -> Tensor:
+        """Times of the flow, float32 [rows]."""
+        return self.world.rows(sample_time(rows * self.world.size, self._torch, self.device))
+
+    def integers(self, high: int, rows: int, *shape: int) -> Indices:
+        """Whole numbers from 0 to below ``high``, [rows, ..]."""
+        return self.world.rows(self._numpy.integers(high, size=(rows * self.world.size, *shape)))
+
+    def frames(self, frames: Indices, batch: int) -> Indices:
+        """This rank's part of a whole batch of random frames; in rising order, which reads a mapped file fastest."""
+        return self.world.rows(np.sort(frames[self._numpy.integers(len(frames), size=batch)]))
 
 
 class FrameImages:
@@ -146,11 +164,6 @@ def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[Indice
     chosen = np.random.default_rng(seed).permutation(number)[:held_out]
     is_held_out = np.isin(dataset.episode_index, chosen)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-
-
-def draw_frames(frames: Indices, number: int, draws: Draws) -> Indices:
-    """Random frames in rising order, which reads a mapped file fastest."""
-    return np.sort(frames[draws.numpy.integers(len(frames), size=number)])
 
 
 def evenly(frames: Indices, number: int) -> Indices:

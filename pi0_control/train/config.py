@@ -1,6 +1,7 @@
 """TrainConfig: how a policy is trained."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pi0_control.errors import ConfigError
 
@@ -55,6 +56,7 @@ class TrainConfig:
         bf16: compute in bfloat16 where that is safe; weights stay float32.
         compile: compile the forward pass with torch.compile; on a CPU that takes minutes.
         device: a torch device such as ``cpu`` or ``cuda``.
+        parallel: how several processes (torchrun) train together: ``ddp`` holds all weights in each, ``fsdp`` a part.
         threads: CPU threads of torch; 0 leaves torch's choice.
     """
 
@@ -84,6 +86,7 @@ class TrainConfig:
     bf16: bool = True
     compile: bool = False
     device: str = "cpu"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -97,5 +100,7 @@ class TrainConfig:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected above 0.")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"parallel is {self.parallel!r}; expected 'ddp' or 'fsdp'.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas are {self.betas}; expected two numbers of at least 0 and below 1.")

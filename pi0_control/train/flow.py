@@ -7,11 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pi0_control.model import ModelInputs, sample_actions, sample_time
+from pi0_control.model import ModelInputs, sample_actions
 from pi0_control.policy.transforms import PolicyTransforms
-from pi0_control.train.batches import Draws, FrameInputs, Indices, draw_frames, evenly, split_episodes
+from pi0_control.train.batches import Draws, FrameInputs, Indices, evenly, split_episodes
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.distributed import World
 from pi0_control.train.grounding import Learner
 
 _VALIDATION_FRAMES = 256
@@ -25,16 +26,17 @@ class FlowTargets:
     Attributes:
         actions: float32 [B, H, action_dim] in model space.
         joints: how many of the action dimensions are not padding.
-        is_real: float32 [B, H], 0 behind the end of the episode.
+        action_shares: float32 [B, H], 0 behind the end of the episode, else one over how many such there are in the
+            batch of all ranks.
         positions: float32 [B, 2, 3], of the objects the instruction names [m].
-        is_named: float32 [B, 2], 0 where it names none.
+        position_shares: float32 [B, 2], the same for them; 0 where it names none.
     """
 
     joints: int
     actions: Tensor
-    is_real: Tensor
+    action_shares: Tensor
     positions: Tensor
-    is_named: Tensor
+    position_shares: Tensor
 
 
 class FlowStage:
@@ -64,14 +66,14 @@ class FlowStage:
         self._forward = torch.compile(flow_losses) if config.compile else flow_losses
 
     def losses(self, learner: Learner, draws: Draws) -> dict[str, Tensor]:
-        """The losses of one random batch; ``loss`` is the one to be minimised."""
-        indices = draw_frames(self._frames, self._config.batch_size, draws)
+        """This rank's share of the losses of one random batch; ``loss`` is the one to be minimised."""
+        indices = draws.frames(self._frames, self._config.batch_size)
         inputs = self._inputs.get_augmented(indices, self._config, draws)
-        targets = self.targets(indices, draws.device)
+        targets = self.targets(indices, draws.world)
         return self._weighed(self._forward(learner, inputs, targets, *self._noise(len(indices), draws), self._locates))
 
-    def targets(self, indices: Indices, device: torch.device) -> FlowTargets:
-        """What the model should say for some frames."""
+    def targets(self, indices: Indices, world: World) -> FlowTargets:
+        """What the model should say for some frames, this rank's part of the batch."""
         data = self._dataset
         actions, is_pad = data.action_chunks(indices, self._transforms.config.model.action_horizon)
         named = data.targets[indices]
@@ -80,8 +82,9 @@ class FlowStage:
         else:
             positions = np.zeros((*named.shape, 3), np.float32)
         arrays = (self._transforms.targets(actions, data.states[indices]), ~is_pad, positions, named >= 0)
+        chunks, real, where, named = (torch.from_numpy(np.asarray(a, np.float32)).to(world.device) for a in arrays)
         joints = len(self._transforms.config.robot.joints)
-        return FlowTargets(joints, *(torch.from_numpy(np.asarray(array, np.float32)).to(device) for array in arrays))
+        return FlowTargets(joints, chunks, world.share(real), where, world.share(named))
 
     @torch.no_grad()
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
@@ -89,10 +92,11 @@ class FlowStage:
         out) and the median error of the named objects' positions [m].
         """
         flow, actions, positions = [], [], []
+        alone = World(device=device)  # every rank goes through all of it
         for start in range(0, len(self._held_out), self._config.batch_size):
             indices = self._held_out[start : start + self._config.batch_size]
-            draws = Draws(self._config.seed, _VALIDATION, start, device)
-            inputs, targets = self._inputs.get(indices, device), self.targets(indices, device)
+            draws = Draws(self._config.seed, _VALIDATION, start, alone)
+            inputs, targets = self._inputs.get(indices, device), self.targets(indices, alone)
             losses = flow_losses(learner, inputs, targets, *self._noise(len(indices), draws), self._locates)
             flow.append(float(losses["flow_loss"]))
             sampled = sample_actions(
@@ -101,7 +105,7 @@ class FlowStage:
             actions.append(self._action_error(sampled, indices))
             if self._locates:
                 distance = learner.head.error_m(losses["predicted"], targets.positions)
-                positions.append(distance[targets.is_named > 0].cpu().numpy())
+                positions.append(distance[targets.position_shares > 0].cpu().numpy())
         if not flow:
             return {}
         scores = {"flow_loss": float(np.mean(flow)), "action_error": float(np.concatenate(actions).mean())}
@@ -124,8 +128,7 @@ class FlowStage:
     def _noise(self, batch: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Noise [B * K, H, action_dim] and times [B * K]."""
         rows, model = batch * self._config.noise_draws_per_prefix, self._transforms.config.model
-        noise = draws.normal(rows, model.action_horizon, model.action_dim)
-        return noise, sample_time(rows, draws.torch, draws.device)
+        return draws.normal(rows, model.action_horizon, model.action_dim), draws.times(rows)
 
     def _weighed(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         losses.pop("predicted", None)
@@ -154,11 +157,11 @@ def flow_losses(
     actions = targets.actions.repeat_interleave(draws, dim=0)
     state = inputs.state.repeat_interleave(draws, dim=0)
     error = learner.policy.flow_error(repeated, state, actions, noise, time).sum(-1)
-    real = targets.is_real.repeat_interleave(draws, dim=0)
-    losses = {"flow_loss": (error * real).sum() / (real.sum() * targets.joints)}
+    shares = targets.action_shares.repeat_interleave(draws, dim=0)
+    losses = {"flow_loss": (error * shares).sum() / (draws * targets.joints)}
     if locate:
         assert cache.hidden is not None
         predicted = learner.head(cache.hidden, inputs.token_mask)
-        off = learner.head.loss(predicted, targets.positions, targets.is_named)
+        off = learner.head.loss(predicted, targets.positions, targets.position_shares)
         losses |= {"grounding_loss": off, "predicted": predicted}
     return losses

@@ -5,7 +5,8 @@ Locating every object of random scenes by its name, from the prefix's text token
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.model import ModelInputs, Pi0
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.train import layout
-from pi0_control.train.batches import Draws, FrameImages, Indices, draw_frames, encode_prompts, evenly, split_episodes
+from pi0_control.train.batches import Draws, FrameImages, Indices, encode_prompts, evenly, split_episodes
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 
@@ -49,13 +50,13 @@ class GroundingHead(nn.Module):
         text = (prefix[:, -token_mask.shape[1] :] * weights[..., None].to(prefix.dtype)).sum(1)
         return self.out(F.gelu(self.hidden(self.norm(text.float())))).float().unflatten(-1, (layout.NUM_TARGETS, 3))
 
-    def loss(self, predicted: Tensor, positions: Tensor, is_named: Tensor) -> Tensor:
-        """Mean smooth absolute error [] of normalised predictions for positions [m], both [B, 2, 3], where ``is_named``
-        [B, 2] is 1.
+    def loss(self, predicted: Tensor, positions: Tensor, shares: Tensor) -> Tensor:
+        """Smooth absolute error [] of normalised predictions for positions [m], both [B, 2, 3], weighed by ``shares``
+        [B, 2].
         """
         wanted = (positions - self.get_buffer("mean")) / self.get_buffer("scale")
         error = F.smooth_l1_loss(predicted, wanted, beta=0.1, reduction="none").mean(-1)
-        return (error * is_named).sum() / is_named.sum().clamp(min=1)
+        return (error * shares).sum()
 
     def error_m(self, predicted: Tensor, positions: Tensor) -> Tensor:
         """Distances [B, 2] between predicted and true positions [m]."""
@@ -69,6 +70,10 @@ class Learner(nn.Module):
         super().__init__()
         self.policy = policy
         self.head = head
+
+    def forward(self, compute: Callable[..., Any], *args: Any) -> Any:
+        """``compute(self, *args)``, any computation with the weights: what DDP and FSDP wrap is a forward pass."""
+        return compute(self, *args)
 
 
 class GroundingStage:
@@ -111,13 +116,14 @@ class GroundingStage:
         self._forward = torch.compile(locate) if config.compile else locate
 
     def losses(self, learner: Learner, draws: Draws) -> dict[str, Tensor]:
-        """The loss of one random batch, to be minimised."""
-        indices = draw_frames(self._frames, self._config.grounding_batch_size, draws)
+        """This rank's share of the loss of one random batch, to be minimised."""
+        indices = draws.frames(self._frames, self._config.grounding_batch_size)
         images, masks = self._images.get(indices, draws.device)
         self._images.augment(images, masks, self._config, draws)
-        wording = draws.numpy.integers(len(self._tokens), size=(len(indices), self._num_objects))
+        wording = draws.integers(len(self._tokens), len(indices), self._num_objects)
         predicted = self._forward(learner, self._inputs(images, masks, wording))
-        return {"loss": learner.head.loss(predicted, *self._named(indices, wording, draws.device))}
+        positions, is_named = self._named(indices, wording, draws.device)
+        return {"loss": learner.head.loss(predicted, positions, draws.world.share(is_named))}
 
     @torch.no_grad()
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:

@@ -1,9 +1,7 @@
 """The folder of a training run: its checkpoint and its log."""
 
-import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from pi0_control.errors import CheckpointError
 from pi0_control.train import layout
+from pi0_control.train.log import TrainLog
 
 
 @dataclass
@@ -36,16 +35,23 @@ class Checkpoint:
 
 
 class RunFolder:
-    """Reads and writes ``checkpoint.pt`` and ``train_log.jsonl``; a crash leaves the last checkpoint whole."""
+    """Reads and writes ``checkpoint.pt`` and holds the log; a crash leaves the last checkpoint whole.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: of the folder.
+        writes: False leaves every file as it is; in processes beside the main one.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.checkpoint_file = self.path / "checkpoint.pt"
-        self.log_file = self.path / "train_log.jsonl"
+        self.log = TrainLog(self.path, writes)
+        self._writes = writes
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
-        layout.write_file(self.checkpoint_file, lambda partial: torch.save(vars(checkpoint), partial))
+        if self._writes:
+            layout.write_file(self.checkpoint_file, lambda partial: torch.save(vars(checkpoint), partial))
 
     def load(self) -> Checkpoint:
         """Read the checkpoint; nothing in it is executed.
@@ -62,24 +68,3 @@ class RunFolder:
             return Checkpoint(**torch.load(self.checkpoint_file, map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError, pickle.UnpicklingError, OSError) as error:
             raise CheckpointError(broken) from error
-
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line to the log."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def rewind_log(self, stages: list[str], checkpoint: Checkpoint) -> None:
-        """Drop the lines written behind a checkpoint, which its steps will write again, and a torn last one."""
-        if self.log_file.exists():
-            done = (checkpoint.stage, checkpoint.step)
-            kept = [line for line in self._lines() if (stages.index(line["stage"]), line["step"]) <= done]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            layout.write_file(self.log_file, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Lines of the log up to the first one that is not whole."""
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return

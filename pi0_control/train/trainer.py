@@ -3,7 +3,8 @@
 import copy
 import math
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pi0_control.errors import CheckpointError, DatasetError
 from pi0_control.train.batches import Draws
 from pi0_control.train.config import TrainConfig
+from pi0_control.train.distributed import World
 from pi0_control.train.grounding import Learner
 from pi0_control.train.run_folder import Checkpoint, RunFolder
 
@@ -26,7 +28,7 @@ class Stage(Protocol):
     samples_per_step: int
 
     def losses(self, learner: Learner, draws: Draws) -> dict[str, Tensor]:
-        """Losses of one random batch; ``loss`` is the one to be minimised."""
+        """This rank's share of the losses of one random batch; ``loss`` is the one to be minimised."""
 
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
         """Scores on held-out data, without gradients; empty when none is held out."""
@@ -54,12 +56,14 @@ class Trainer:
 
     Args:
         config: of the training.
-        learner: starts from its present weights; moved to the config's device.
+        learner: starts from its present weights, the same on every rank; moved to the world's device.
         stages: those with no steps are skipped; at least one has some.
         folder: where checkpoint and log go.
+        world: the processes that train it together.
         settings: identifies the run; a checkpoint of another one is refused.
-        on_checkpoint: called with the averaged weights, the stage's name and the number of its steps done, whenever
-            a checkpoint was written and at the end of every run, also of one that resumes a finished one.
+        on_checkpoint: called on the main rank with the state dict of the averaged weights, the stage's name and the
+            number of its steps done, whenever a checkpoint was written and at the end of every run, also of one that
+            resumes a finished one.
         show_progress: draw a progress bar and print validation scores, both to stderr.
     """
 
@@ -69,21 +73,24 @@ class Trainer:
         learner: Learner,
         stages: Sequence[Stage],
         folder: RunFolder,
+        world: World,
         settings: str = "",
-        on_checkpoint: Callable[[Learner, str, int], None] = lambda averaged, stage, step: None,
+        on_checkpoint: Callable[[Mapping[str, Tensor], str, int], None] = lambda averaged, stage, step: None,
         show_progress: bool = True,
     ) -> None:
         self.config = config
-        self.device = torch.device(config.device)
-        self.learner = learner.to(self.device).train()
+        self.world = world
+        self.learner = learner.to(world.device).train()
         self.averaged = copy.deepcopy(self.learner).requires_grad_(False).eval()
+        world.shard(self.learner)
+        world.shard(self.averaged)
         self.stages = [stage for stage in stages if stage.steps]
         self._folder = folder
         self._settings = settings
         self._on_checkpoint = on_checkpoint
         self._stage, self._step = 0, 0
         self._optimizer = self._new_optimizer()
-        self._progress = _progress(show_progress)
+        self._progress = _progress(show_progress and world.is_main)
 
     def resume(self) -> None:
         """Go back to where the folder's checkpoint stands.
@@ -97,11 +104,10 @@ class Trainer:
                 f"{self._folder.checkpoint_file} is of a run with other settings, data or sizes; resume with the same "
                 "ones or train into another folder."
             )
-        self.learner.load_state_dict(checkpoint.learner)
-        self.averaged.load_state_dict(checkpoint.averaged)
-        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self.world.load_weights(self.learner, checkpoint.learner)
+        self.world.load_weights(self.averaged, checkpoint.averaged)
+        self.world.load_optimizer(self._optimizer, checkpoint.optimizer)
         self._stage, self._step = checkpoint.stage, checkpoint.step
-        self._folder.rewind_log([stage.name for stage in self.stages], checkpoint)
 
     def run(self) -> Learner:
         """Train to the end.
@@ -112,14 +118,13 @@ class Trainer:
         Raises:
             DatasetError: the loss is not finite any more; the last checkpoint still is.
         """
-        with self._progress:
-            while self._stage < len(self.stages):
+        with self._progress, closing(self._folder.log) as log:
+            log.start([stage.name for stage in self.stages], self._stage, self._step)
+            self._run_stage(self.stages[self._stage])
+            while self._stage + 1 < len(self.stages):
+                self._next_stage()
                 self._run_stage(self.stages[self._stage])
-                if self._stage + 1 < len(self.stages):
-                    self._next_stage()
-                else:
-                    break
-        self._on_checkpoint(self.averaged, self.stages[-1].name, self._step)
+        self._publish()
         return self.averaged
 
     @property
@@ -134,9 +139,10 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> None:
         bar = self._progress.add_task(stage.name, total=stage.steps, completed=self._step, scores="")
-        meter = _Meter(stage.samples_per_step)
+        meter = _Meter(stage.samples_per_step, self.world)
+        forward = self.world.replicate(self.learner)
         while self._step < stage.steps:
-            meter.add(self._train_step(stage))
+            meter.add(self._train_step(stage, forward))
             self._step += 1
             is_last = self._step == stage.steps
             saves = is_last or self._step % self.config.checkpoint_every == 0
@@ -146,18 +152,18 @@ class Trainer:
                 self._validate(stage)
                 meter.pause()
             if saves:
-                self._save(stage)
+                self._save()
                 meter.pause()
             self._progress.update(bar, completed=self._step)
 
-    def _train_step(self, stage: Stage) -> dict[str, Tensor]:
-        draws = Draws(self.config.seed, self._stage, self._step, self.device)
+    def _train_step(self, stage: Stage, forward: nn.Module) -> dict[str, Tensor]:
+        draws = Draws(self.config.seed, self._stage, self._step, self.world)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self._step, stage.steps)
         with self._autocast():
-            losses = stage.losses(self.learner, draws)
+            losses = forward(stage.losses, draws)
         self._optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        (losses["loss"] * self.world.size).backward()  # gradients are averaged over the ranks, but losses are shares
         nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
         self._optimizer.step()
         update_average(self.averaged, self.learner, self.config.ema_decay, self._step)
@@ -171,26 +177,32 @@ class Trainer:
                 "lower the learning rate or look at the data."
             )
         rate = learning_rate(self.config, self._step - 1, stage.steps)
-        self._folder.log({"stage": stage.name, "step": self._step, "learning_rate": rate, **scores})
+        self._folder.log.add(stage.name, self._step, {"learning_rate": rate, **scores})
         text = f"loss {scores['loss']:.4f}  {scores['samples_per_s']:.0f} samples/s"
         self._progress.update(bar, scores=text)
 
     def _validate(self, stage: Stage) -> None:
         with self._autocast():
-            scores = stage.validate(self.averaged, self.device)
+            scores = self.averaged(stage.validate, self.world.device)
         if not scores:
             return
-        self._folder.log({"stage": stage.name, "step": self._step, "validation": scores})
+        self._folder.log.add(stage.name, self._step, {"validation": scores})
         if not self._progress.disable:
             text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
             self._progress.console.print(f"{stage.name} {self._step}: {text}")
 
-    def _save(self, stage: Stage) -> None:
-        state = self._optimizer.state_dict()
-        learner, averaged = self.learner.state_dict(), self.averaged.state_dict()
-        self._folder.save(Checkpoint(self._settings, self._stage, self._step, learner, averaged, state))
-        if not self._is_done:  # else it is called at the end of the run
-            self._on_checkpoint(self.averaged, stage.name, self._step)
+    def _save(self) -> None:
+        parts = self.learner, self.averaged, self._optimizer
+        whole = [self.world.gather(part.state_dict()) for part in parts]
+        self._folder.save(Checkpoint(self._settings, self._stage, self._step, *whole))
+        if not self._is_done:  # else it comes at the end of the run
+            self._publish()
+
+    def _publish(self) -> None:
+        averaged = self.world.gather(self.averaged.state_dict())
+        if self.world.is_main:
+            self._on_checkpoint(averaged, self.stages[self._stage].name, self._step)
+        self.world.wait()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.learner.parameters() if p.dim() >= 2]
@@ -202,14 +214,15 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=self.config.betas, fused=True)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.bf16)
 
 
 class _Meter:
-    """Mean losses and speed since the last time it was read."""
+    """Mean losses of the whole batch and speed since the last time it was read."""
 
-    def __init__(self, samples_per_step: int) -> None:
+    def __init__(self, samples_per_step: int, world: World) -> None:
         self._samples_per_step = samples_per_step
+        self._world = world
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._seconds = 0.0
@@ -226,7 +239,7 @@ class _Meter:
         self._since = clock.perf_counter()
 
     def flush(self) -> dict[str, float]:
-        means = {name: float(total) / self._steps for name, total in self._sums.items()}
+        means = {name: float(self._world.sum(total)) / self._steps for name, total in self._sums.items()}
         self._lap()
         means["samples_per_s"] = round(self._steps * self._samples_per_step / self._seconds, 1)
         self._sums, self._steps, self._seconds = {}, 0, 0.0

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
-from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, Pi0Policy, resolve_device
+from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, deltas
 from pi0_control.train import layout
@@ -23,6 +24,7 @@ from pi0_control.train.batches import split_episodes
 from pi0_control.train.cache import decode_images, fingerprint
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.distributed import join_world
 from pi0_control.train.flow import FlowStage
 from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner
 from pi0_control.train.run_folder import RunFolder
@@ -32,7 +34,14 @@ Paths = Sequence[str | Path]
 MINI_TOKENIZER = POLICIES_DIR / "mini" / TOKENIZER_FILE
 
 _MIN_SPREAD = 1e-3  # a joint that hardly moves must not blow up when it is normalised
-_FREE_TO_CHANGE = ("device", "threads", "log_every", "validate_every", "checkpoint_every")  # when a run is resumed
+_FREE_TO_CHANGE = (
+    "device",
+    "parallel",
+    "threads",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+)  # when a run is resumed
 
 
 def train(
@@ -52,11 +61,13 @@ def train(
 ) -> Pi0Policy:
     """Learn what words mean from random scenes (if asked for), then the demonstrations; write a policy directory.
 
+    Under torchrun the processes share each batch, and all of them must see the folders.
+
     Args:
         config: of the training.
         dataset_roots: demonstrations.
-        out: the policy directory to write; it also gets ``checkpoint.pt`` and ``train_log.jsonl``. The policy in it is
-            brought up to date with every checkpoint of the demonstrations' stage.
+        out: the policy directory to write; it also gets ``checkpoint.pt``, ``train_log.jsonl`` and ``tensorboard/``.
+            The policy in it is brought up to date with every checkpoint of the demonstrations' stage.
         policy_config: of a policy that starts from random weights.
         grounding_roots: random scenes with object positions; without them the words are not learned first.
         templates: wordings with ``{object}``, for the random scenes.
@@ -68,47 +79,53 @@ def train(
         show_progress: draw progress bars and print validation scores.
 
     Raises:
-        ConfigError: options that do not go together, nothing to train, or no such device.
+        ConfigError: options that do not go together, nothing to train, no such device, or batches that the processes
+            cannot share evenly.
         DatasetError: recordings that cannot be read or do not fit the policy.
         CheckpointError: ``out`` holds a run or a policy and ``resume`` is not set, or it holds no run that fits and
             ``resume`` is set.
     """
-    folder = RunFolder(out)
-    _check_out(folder, resume)
     if (policy_config is None) == (init is None):
         raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
     if not config.steps and not (grounding_roots and config.grounding_steps):
         raise ConfigError("Nothing to train: steps is 0 and there is no grounding; expected steps above 0.")
-    resolve_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    dataset = Dataset.open(dataset_roots)
-    model, transforms = _start(config, dataset, policy_config, tokenizer, init, keep_norm_stats)
-    data = [(dataset, *_images(dataset, transforms.config, cache_dir, show_progress))]
-    stages: list[Stage] = []
-    if grounding_roots:
-        scenes = Dataset.open(grounding_roots)
-        _check_fit(scenes, transforms.config)
-        data.append((scenes, *_images(scenes, transforms.config, cache_dir, show_progress)))
-        stages.append(GroundingStage(scenes, data[1][1], transforms, templates, config))
-    stages.append(FlowStage(dataset, data[0][1], transforms, config))
-    positions = np.concatenate([part.objects.reshape(-1, 3) for part, _, _ in data])
-    torch.manual_seed(config.seed)
-    learner = Learner(model, GroundingHead(model.config.prefix_width, positions))
-    trainer = Trainer(
-        config,
-        learner,
-        stages,
-        folder,
-        settings=_settings(config, transforms, [mark for _, _, mark in data], templates),
-        on_checkpoint=_saver(config, transforms, dataset, folder.path),
-        show_progress=show_progress,
-    )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    if resume:
-        trainer.resume()
-    trainer.run()
-    return Pi0Policy.from_pretrained(folder.path)
+    with join_world(config) as world:
+        folder = RunFolder(out, writes=world.is_main)
+        _check_out(folder, resume)
+        for name in ("batch_size", "grounding_batch_size") if grounding_roots else ("batch_size",):
+            world.check_batch(name, getattr(config, name))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        dataset = Dataset.open(dataset_roots)
+        model, transforms = _start(config, dataset, policy_config, tokenizer, init, keep_norm_stats)
+        show_progress = show_progress and world.is_main
+        with world.main_first():
+            data = [(dataset, *_images(dataset, transforms.config, cache_dir, show_progress))]
+            if grounding_roots:
+                scenes = Dataset.open(grounding_roots)
+                _check_fit(scenes, transforms.config)
+                data.append((scenes, *_images(scenes, transforms.config, cache_dir, show_progress)))
+        stages: list[Stage] = []
+        if grounding_roots:
+            stages.append(GroundingStage(scenes, data[1][1], transforms, templates, config))
+        stages.append(FlowStage(dataset, data[0][1], transforms, config))
+        positions = np.concatenate([part.objects.reshape(-1, 3) for part, _, _ in data])
+        torch.manual_seed(config.seed)
+        learner = Learner(model, GroundingHead(model.config.prefix_width, positions))
+        trainer = Trainer(
+            config,
+            learner,
+            stages,
+            folder,
+            world,
+            settings=_settings(config, transforms, [mark for _, _, mark in data], templates),
+            on_checkpoint=_saver(config, transforms, dataset, folder.path),
+            show_progress=show_progress,
+        )
+        if resume:
+            trainer.resume()
+        trainer.run()
+        return Pi0Policy.from_pretrained(folder.path)
 
 
 def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[np.int64]) -> NormStats:
@@ -202,14 +219,15 @@ def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence
 
 def _saver(
     config: TrainConfig, transforms: PolicyTransforms, dataset: Dataset, folder: Path
-) -> Callable[[Learner, str, int], None]:
-    """What writes the policy directory from averaged weights."""
+) -> Callable[[Mapping[str, Tensor], str, int], None]:
+    """What writes the policy directory from the state dict of an averaged learner."""
 
-    def save(averaged: Learner, stage: str, step: int) -> None:
+    def save(averaged: Mapping[str, Tensor], stage: str, step: int) -> None:
         if stage == GroundingStage.name and config.steps:
             return  # it cannot act yet
         model = Pi0(transforms.config.model)
-        model.load_state_dict(averaged.policy.state_dict())
+        policy = {name.removeprefix("policy."): v for name, v in averaged.items() if name.startswith("policy.")}
+        model.load_state_dict(policy)
         provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
         policy_config = replace(transforms.config, provenance=provenance)
         Pi0Policy(model, policy_config, transforms.norm_stats, transforms.tokenizer).save(folder)
