@@ -1,98 +1,33 @@
-"""Success of a policy on the bundled tasks: episodes on fixed seeds, figures with intervals, a video per task."""
+"""Success of a policy on the bundled tasks: episodes on fixed seeds, figures with intervals, policies compared."""
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sims.expert import Expert
-from sims.tabletop_env import TabletopEnv
-from sims.tasks import Goal, Task
-from sims.video import write_video
-
-
-class Actor(Protocol):
-    """What is evaluated; ``Pi0Agent`` is one."""
-
-    def reset(self, seed: int | None = None) -> None:
-        """A new episode begins."""
-
-    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Joint targets for the next control period."""
-
-    @property
-    def chunk_timing_ms(self) -> Mapping[str, float] | None:
-        """What inference cost in the last ``get_action`` by stage [ms]; None where it needed none."""
-
-
-class ExpertActor:
-    """The scripted expert: sees the true poses, so its success is the upper bound of a task."""
-
-    chunk_timing_ms = None
-
-    def __init__(self, env: TabletopEnv) -> None:
-        self._env = env
-        self._expert = Expert(env.world, env.task)
-
-    def reset(self, seed: int | None = None) -> None:
-        """Nothing to forget."""
-
-    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-        """The expert's next joint targets."""
-        assert self._env.goal is not None
-        return self._expert.act(self._env.goal)
-
-
-class RandomActor:
-    """Uniform joint targets: its success is what chance gives."""
-
-    chunk_timing_ms = None
-
-    def __init__(self, env: TabletopEnv) -> None:
-        self._space = env.action_space
-
-    def reset(self, seed: int | None = None) -> None:
-        """Seed the draws."""
-        self._space.seed(seed)
-
-    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Any joint targets within limits."""
-        return self._space.sample()
+from pi0_control.policy import Policy
+from sims.episode import EpisodeResult, Setting
+from sims.pool import LocalPool, Pool
+from sims.simulator import Job
 
 
 @dataclass(frozen=True)
-class EpisodeResult:
-    """One episode.
+class RunResult:
+    """All episodes of one setting, by seed, and what they add up to.
 
     Attributes:
-        steps: control periods it took.
-        wall_s: time spent acting and simulating [s].
-        chunks_ms: what each inference cost, by stage [ms].
+        wall_s: how long the run took, however many episodes were played at a time [s].
     """
 
-    seed: int
-    prompt: str
-    is_success: bool
-    wrong_object: bool
-    steps: int
-    simulated_s: float
-    wall_s: float
-    chunks_ms: list[Mapping[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """All episodes of one task and what they add up to."""
-
-    task: str
+    setting: Setting
     episodes: tuple[EpisodeResult, ...]
+    wall_s: float
 
     @property
     def successes(self) -> int:
@@ -100,8 +35,9 @@ class TaskResult:
         return sum(episode.is_success for episode in self.episodes)
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the task by name, as in ``results.json``."""
+        """Figures of the run by name, as in ``results.json``."""
         count, simulated_s = len(self.episodes), sum(episode.simulated_s for episode in self.episodes)
+        chunks = [chunk for episode in self.episodes for chunk in episode.chunks_ms]
         return {
             "success_rate": self.successes / count,
             "successes": self.successes,
@@ -110,9 +46,37 @@ class TaskResult:
             "wrong_object_rate": sum(episode.wrong_object for episode in self.episodes) / count,
             "mean_episode_steps": sum(episode.steps for episode in self.episodes) / count,
             "mean_episode_s": simulated_s / count,
-            "real_time_factor": simulated_s / sum(episode.wall_s for episode in self.episodes),
-            "chunk_s": _chunk_times([chunk for episode in self.episodes for chunk in episode.chunks_ms]),
+            "wall_s": self.wall_s,
+            "real_time_factor": simulated_s / self.wall_s,
+            "chunk_s": _chunk_times(chunks),
+            "chunk_total_ms": [round(sum(chunk.values()), 1) for chunk in chunks],
         }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two policies on the same scenes: in how many of them both succeeded, only one, or neither."""
+
+    policy: str
+    against: str
+    suite: str
+    task: str
+    both: int
+    only_policy: int
+    only_against: int
+    neither: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class SwapCount:
+    """In how many scenes two blocks were taken, one when asked for it and another with the colour swapped."""
+
+    suite: str
+    task: str
+    changed: int
+    scenes: int
+    wilson_95: tuple[float, float]
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -125,82 +89,152 @@ def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def evaluate_task(
-    task: Task,
-    make_actor: Callable[[TabletopEnv], Actor],
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Exact two-sided McNemar test (1947): the chance of so uneven a split of the scenes that only one solved."""
+    count = only_first + only_second
+    tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def evaluate_run(
+    setting: Setting,
+    policy: Policy | None,
     episodes: int,
     seed: int,
     *,
-    video: Path | None = None,
-    render_mode: str | None = None,
+    pool: Pool | None = None,
+    videos: Path | None = None,
+    num_videos: int = 1,
     on_episode: Callable[[EpisodeResult], None] = lambda result: None,
-) -> TaskResult:
-    """Run ``episodes`` episodes from seeds ``seed``, ``seed + 1``, ...
+) -> RunResult:
+    """Play ``episodes`` episodes from seeds ``seed``, ``seed + 1``, ...
 
     Args:
-        video: where to film the first episode (MP4).
-        render_mode: ``human`` opens MuJoCo's viewer.
+        policy: what infers; None where the setting is scripted.
+        pool: where to play; this process if None. What comes of an episode does not depend on it.
+        videos: folder for films of the first ``num_videos`` episodes and of as many further failures, those of the
+            lowest seeds (of learned policies; filming every episode of a scripted actor would slow it tenfold).
         on_episode: called after each episode.
     """
-    results = []
-    with closing(TabletopEnv(task.name, render_mode)) as env:
-        actor = make_actor(env)
-        for index in range(episodes):
-            frames: list[Mapping[str, NDArray[np.uint8]]] = []
-            is_filmed = video is not None and index == 0
-            keep = (lambda seen, frames=frames: frames.append(seen["images"])) if is_filmed else None
-            result = run_episode(env, actor, seed + index, on_observation=keep)
-            if video is not None and frames:
-                write_video(video, frames, result.prompt, result.is_success, env.metadata["render_fps"])
-            results.append(result)
+    started_s, results, failures = time.perf_counter(), dict[int, EpisodeResult](), list[int]()
+    jobs = _jobs(setting, episodes, seed, videos, num_videos, failures)
+    with nullcontext(pool) if pool is not None else closing(LocalPool()) as chosen:
+        for result in chosen.play(jobs, policy):
+            results[result.seed] = result
+            if result.video is not None and result.seed >= seed + num_videos:
+                failures.append(result.seed)
+            if len(failures) > num_videos:  # episodes begun before filming ended
+                _drop_video(results, max(failures))
+                failures.remove(max(failures))
             on_episode(result)
-    return TaskResult(task.name, tuple(results))
+    return RunResult(setting, tuple(results[key] for key in sorted(results)), time.perf_counter() - started_s)
 
 
-def run_episode(
-    env: TabletopEnv,
-    actor: Actor,
-    seed: int,
-    goal: Goal | None = None,
-    on_observation: Callable[[Mapping[str, Any]], None] | None = None,
-) -> EpisodeResult:
-    """One episode; ``goal`` replaces the one drawn, ``on_observation`` gets every observation from the first on."""
-    observation, info = env.reset(seed=seed, options={"goal": goal} if goal else None)
-    actor.reset(seed)
-    if on_observation is not None:
-        on_observation(observation)
-    chunks: list[Mapping[str, float]] = []
-    steps, ended, start_s = 0, False, time.perf_counter()
-    while not ended and steps < env.task.max_episode_steps:
-        action = actor.get_action(observation)
-        if actor.chunk_timing_ms is not None:
-            chunks.append(actor.chunk_timing_ms)
-        observation, _, ended, _, info = env.step(action)
-        steps += 1
-        if on_observation is not None:
-            on_observation(observation)
-    wall_s = time.perf_counter() - start_s
-    success, wrong = bool(info["is_success"]), bool(info["wrong_object"])
-    return EpisodeResult(seed, observation["prompt"], success, wrong, steps, info["time_s"], wall_s, chunks)
+def compare(results: Sequence[RunResult]) -> list[Comparison]:
+    """The first policy against each other one, suite by suite and task by task."""
+    main = [result for result in results if result.setting.label == results[0].setting.label]
+    return [
+        _compare(ours, theirs)
+        for theirs in results
+        for ours in main
+        if theirs not in main and _scenes(ours) == _scenes(theirs)
+    ]
 
 
-def write_results(path: Path, results: Sequence[TaskResult], about: Mapping[str, Any]) -> None:
-    """Write ``results.json``: ``about`` at the top, every figure under ``tasks.<name>``, and every episode.
+def count_swaps(results: Sequence[RunResult]) -> list[SwapCount]:
+    """For each run with swapped instructions: in how many of its scenes the swap changed which block was taken.
+
+    Counts scenes where a block was taken both times. The same policy's run with the original instructions has to be
+    among the results, in the same scenes.
+    """
+    plain = {(r.setting.policy, *_scenes(r)): r for r in results if not r.setting.control}
+    return [
+        _count_swaps(plain[result.setting.policy, *_scenes(result)], result)
+        for result in results
+        if result.setting.instruction == "swapped" and (result.setting.policy, *_scenes(result)) in plain
+    ]
+
+
+def write_results(path: Path, results: Sequence[RunResult], about: Mapping[str, Any]) -> None:
+    """Write ``results.json``: ``about`` at the top, every run under ``runs``, then what follows from several of them.
 
     The file appears whole or not at all.
     """
-    tasks = {
-        result.task: {**result.summary(), "episode_results": list(map(_episode_row, result.episodes))}
-        for result in results
+    content = {
+        **about,
+        "runs": [_run_row(result, path.parent) for result in results],
+        "comparisons": list(map(asdict, compare(results))),
+        "swaps": list(map(asdict, count_swaps(results))),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**about, "tasks": tasks}, indent=2) + "\n")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
-def _episode_row(episode: EpisodeResult) -> dict[str, Any]:
-    return {key: value for key, value in asdict(episode).items() if key != "chunks_ms"}
+def _jobs(
+    setting: Setting, episodes: int, seed: int, videos: Path | None, num_videos: int, failures: Sequence[int]
+) -> Iterator[Job]:
+    """The episodes in the order of their seeds; later ones are filmed until there are ``failures`` enough."""
+    for index in range(episodes):
+        is_first = index < num_videos
+        is_filmed = is_first or (not setting.is_scripted and len(failures) < num_videos)
+        video = videos / setting.video_name(seed + index) if videos is not None and is_filmed else None
+        yield Job(setting, seed + index, video, only_failure=not is_first)
+
+
+def _drop_video(results: dict[int, EpisodeResult], seed: int) -> None:
+    video = results[seed].video
+    assert video is not None
+    video.unlink()
+    results[seed] = replace(results[seed], video=None)
+
+
+def _scenes(result: RunResult) -> tuple[Any, ...]:
+    return result.setting.suite, result.setting.task, tuple(episode.seed for episode in result.episodes)
+
+
+def _compare(ours: RunResult, theirs: RunResult) -> Comparison:
+    pairs = [(a.is_success, b.is_success) for a, b in zip(ours.episodes, theirs.episodes, strict=True)]
+    both, ours_only, theirs_only, neither = (
+        pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))
+    )
+    return Comparison(
+        ours.setting.label,
+        theirs.setting.label,
+        ours.setting.suite,
+        ours.setting.task,
+        both,
+        ours_only,
+        theirs_only,
+        neither,
+        mcnemar_p(ours_only, theirs_only),
+    )
+
+
+def _count_swaps(plain: RunResult, swapped: RunResult) -> SwapCount:
+    taken = [(a.taken_block, b.taken_block) for a, b in zip(plain.episodes, swapped.episodes, strict=True)]
+    changed = sum(None not in pair and pair[0] != pair[1] for pair in taken)
+    interval = wilson_interval(changed, len(taken))
+    return SwapCount(plain.setting.suite, plain.setting.task, changed, len(taken), interval)
+
+
+def _run_row(result: RunResult, folder: Path) -> dict[str, Any]:
+    setting = result.setting
+    return {
+        "policy": setting.label,
+        "suite": setting.suite,
+        "task": setting.task,
+        "instruction": setting.instruction,
+        "mask_cameras": list(setting.masked_cameras),
+        **result.summary(),
+        "episode_results": [_episode_row(episode, folder) for episode in result.episodes],
+    }
+
+
+def _episode_row(episode: EpisodeResult, folder: Path) -> dict[str, Any]:
+    video = None if episode.video is None else episode.video.relative_to(folder).as_posix()
+    return {**{key: value for key, value in vars(episode).items() if key != "chunks_ms"}, "video": video}
 
 
 def _chunk_times(chunks: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from sims.evaluate import Actor, run_episode
+from sims.episode import Actor, run_episode
 from sims.tabletop_env import TabletopEnv
 from sims.video import write_text
 

@@ -1,39 +1,85 @@
-"""What an evaluation prints: a table of success and speed per task, and how to read it."""
+"""What an evaluation prints: tables of success and speed, per suite and against others, and how to read them."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
 
-from sims.evaluate import TaskResult
+from sims.evaluate import Comparison, RunResult, SwapCount
 
 STAGES = ("preprocess", "prefix", "denoise")
 COLUMNS = ("success", "95 %", "wrong", "length", "chunk ms", "in stages", "speed")
 LEGEND = (
     "95 %: Wilson interval. wrong: another block was taken. length: mean, simulated.\n"
     "chunk: one inference, median (p95), of which preprocess+prefix+denoise, medians.\n"
-    "speed: simulated against real time."
+    "speed: simulated against real time, of all episodes together."
+)
+COMPARISON_LEGEND = (
+    "Scenes that both solved, only the first, only the other, neither. p: exact McNemar test, two-sided."
 )
 
 
-def success_table(results: Sequence[TaskResult], title: str) -> Table:
-    """One row per task: success with its 95 % Wilson interval, length, time per chunk and simulated speed."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.pad_edge, table.padding = False, (0, 1, 0, 0)
-    table.add_column("task", no_wrap=True)
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+def success_table(results: Sequence[RunResult]) -> Table:
+    """One row per run: success with its 95 % Wilson interval, length, time per chunk and simulated speed."""
+    table = _table("task", *COLUMNS)
     for result in results:
-        table.add_row(*_row(result.task, result.summary()))
+        table.add_row(*_success_row(result))
     return table
 
 
-def _row(task: str, figures: dict[str, Any]) -> tuple[str, ...]:
+def suite_table(results: Sequence[RunResult]) -> Table:
+    """Success [%] per task (rows) and suite (columns) of one policy, and the average of the tasks."""
+    rates = {(result.setting.task, result.setting.suite): result.successes / len(result.episodes) for result in results}
+    tasks, suites = (list(dict.fromkeys(key[index] for key in rates)) for index in (0, 1))
+    table = _table("success in %", *suites)
+    for task in tasks:
+        table.add_row(task, *(f"{100 * rates[task, suite]:.0f}" if (task, suite) in rates else "-" for suite in suites))
+    table.add_section()
+    columns = ([rate for (_, measured), rate in rates.items() if measured == suite] for suite in suites)
+    table.add_row("average", *(f"{100 * sum(column) / len(column):.1f}" for column in columns))
+    return table
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """One row per policy compared with, suite and task."""
+    has_suites = any(row.suite != "none" for row in comparisons)
+    headings = ("suite",) if has_suites else ()
+    table = _table("against", *headings, "task", "both", "only first", "only other", "neither", "p")
+    for column in table.columns[: len(headings) + 2]:
+        column.justify = "left"
+    for row in comparisons:
+        counts = (row.both, row.only_policy, row.only_against, row.neither)
+        p_value = f"{row.p_value:.2g}" if row.p_value >= 1e-4 else "< 0.0001"
+        table.add_row(row.against, *((row.suite,) if has_suites else ()), row.task, *map(str, counts), p_value)
+    return table
+
+
+def swap_lines(counts: Sequence[SwapCount]) -> Iterator[str]:
+    """A sentence per run: how often swapping the colour changed the block that was taken."""
+    for count in counts:
+        suite = "" if count.suite == "none" else f" ({count.suite})"
+        low, high = count.wilson_95
+        yield (
+            f"{count.task}{suite}: swapping the colour changed which block was taken in {count.changed} of "
+            f"{count.scenes} scenes, {count.changed / count.scenes:.0%} (95 %: {100 * low:.0f}..{100 * high:.0f})."
+        )
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.pad_edge, table.padding = False, (0, 1, 0, 0)
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _success_row(result: RunResult) -> tuple[str, ...]:
+    figures = result.summary()
     low, high = figures["wilson_95"]
     chunk = figures["chunk_s"]
     return (
-        task,
+        result.setting.task,
         f"{figures['success_rate']:.0%} ({figures['successes']}/{figures['episodes']})",
         f"{100 * low:.0f}..{100 * high:.0f}",
         f"{figures['wrong_object_rate']:.0%}",

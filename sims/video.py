@@ -1,6 +1,7 @@
 """Videos of episodes: what the cameras saw, side by side, under the instruction and the outcome."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -12,11 +13,30 @@ CAMERA_PIXELS = 336
 BANNER_PIXELS = 44
 LABEL_PIXELS = 22
 OUTCOME_S = 1.5
+JPEG_QUALITY = 92
 _INK, _PAPER, _GREEN, _RED = (30, 32, 36), (246, 246, 244), (22, 130, 60), (190, 40, 35)  # RGB
 
 
+class Film:
+    """Camera images of an episode under way, compressed fiftyfold until it is known whether they make a video."""
+
+    def __init__(self) -> None:
+        self._frames: list[dict[str, NDArray[np.uint8]]] = []
+
+    def append(self, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Keep the images (uint8 [H, W, 3] by camera) of one control period."""
+        self._frames.append({name: _squeeze(image) for name, image in images.items()})
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Mapping[str, NDArray[np.uint8]]:
+        """The images of one control period, nearly as they were."""
+        return {name: _unsqueeze(jpeg) for name, jpeg in self._frames[index].items()}
+
+
 def write_video(
-    path: Path, frames: Sequence[Mapping[str, NDArray[np.uint8]]], prompt: str, is_success: bool, fps: int
+    path: Path, frames: Sequence[Mapping[str, NDArray[np.uint8]]] | Film, prompt: str, is_success: bool, fps: int
 ) -> None:
     """Write an MP4 (H.264) of one episode.
 
@@ -32,8 +52,8 @@ def write_video(
         stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
         stream.height, stream.width = still.shape[:2]
         stream.pix_fmt = "yuv420p"
-        pictures = [*(compose(frame, prompt) for frame in frames), *[still] * round(OUTCOME_S * fps)]
-        for picture in pictures:
+        moving = (compose(frames[index], prompt) for index in range(len(frames)))
+        for picture in chain(moving, [still] * round(OUTCOME_S * fps)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     partial.replace(path)
@@ -66,3 +86,11 @@ def write_text(
 ) -> None:
     """Write into an RGB image, in place; ``at`` is the left end of the baseline (x, y)."""
     cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, weight, cv2.LINE_AA)
+
+
+def _squeeze(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].astype(np.uint8)
+
+
+def _unsqueeze(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.imdecode(jpeg, cv2.IMREAD_COLOR).astype(np.uint8)

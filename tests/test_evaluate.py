@@ -1,25 +1,26 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sims.evaluate import (
-    EpisodeResult,
-    ExpertActor,
-    RandomActor,
-    TaskResult,
-    evaluate_task,
-    wilson_interval,
-    write_results,
-)
-from sims.report import success_table
-from sims.tasks import TASKS
+from sims.episode import EpisodeResult, Setting
+from sims.evaluate import RunResult, compare, count_swaps, evaluate_run, mcnemar_p, wilson_interval, write_results
+from sims.pool import LocalPool
+from sims.simulator import Job
+
+SETTING = Setting("expert", "Reach")
 
 
 def episode(is_success: bool, **changes) -> EpisodeResult:
     values = {"seed": 1, "prompt": "touch the red block", "wrong_object": False, "steps": 40, "simulated_s": 2.0}
     return EpisodeResult(**{**values, "is_success": is_success, "wall_s": 0.5, **changes})
+
+
+def run(policy: str, outcomes: list[bool], **changes) -> RunResult:
+    episodes = tuple(episode(is_success, seed=seed) for seed, is_success in enumerate(outcomes))
+    return RunResult(Setting(policy, **changes), episodes, wall_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -35,41 +36,109 @@ def test_wilson_interval_solves_its_equation() -> None:
         assert abs(13 / 20 - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / 20))
 
 
+def test_mcnemar_p_is_the_chance_of_such_a_split_or_a_worse_one() -> None:
+    assert mcnemar_p(0, 0) == mcnemar_p(7, 7) == 1.0
+    assert mcnemar_p(0, 10) == mcnemar_p(10, 0) == pytest.approx(2 / 2**10)
+    assert mcnemar_p(1, 8) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert mcnemar_p(2000, 1000) < 1e-60
+
+
 def test_summary_counts_episodes_and_takes_percentiles_of_chunks() -> None:
     chunks = [{"preprocess": 1.0, "prefix": 2.0, "denoise": float(d)} for d in range(1, 102)]
-    result = TaskResult("Reach", (episode(True, chunks_ms=chunks), episode(False, wrong_object=True)))
+    result = RunResult(SETTING, (episode(True, chunks_ms=chunks), episode(False, wrong_object=True)), wall_s=1.0)
     figures = result.summary()
     assert (figures["success_rate"], figures["wrong_object_rate"], figures["mean_episode_steps"]) == (0.5, 0.5, 40)
     assert figures["real_time_factor"] == pytest.approx(4.0)
     assert figures["chunk_s"]["denoise"] == pytest.approx({"median": 0.051, "p95": 0.096})
     assert figures["chunk_s"]["total"]["median"] == pytest.approx(0.054)
+    assert figures["chunk_total_ms"][:2] == [4.0, 5.0]
 
 
-def test_expert_episode_is_filmed_and_written(tmp_path) -> None:
+def test_policies_are_compared_in_the_same_scenes_only() -> None:
+    ours, theirs = [True, True, True, False, False], [True, False, False, True, False]
+    results = [run("mini", ours), run("mini", ours, task="Lift"), run("expert", theirs), run("random", ours[:2])]
+    comparison, *others = compare(results)
+    assert not others
+    assert (comparison.policy, comparison.against, comparison.task) == ("mini", "expert", "Reach")
+    counts = comparison.both, comparison.only_policy, comparison.only_against, comparison.neither
+    assert counts == (1, 2, 1, 1)
+    assert comparison.p_value == 1.0
+
+
+def test_a_swap_counts_where_a_block_was_taken_both_times_and_another_one() -> None:
+    def taking(blocks: list[str | None], **changes) -> RunResult:
+        result = run("mini", [True] * 4, **changes)
+        return replace(
+            result,
+            episodes=tuple(
+                replace(each, taken_block=block) for each, block in zip(result.episodes, blocks, strict=True)
+            ),
+        )
+
+    swapped = taking(["red", "red", None, "blue"], instruction="swapped")
+    assert count_swaps([swapped]) == []
+    (count,) = count_swaps([swapped, taking(["green", "red", "green", "red"])])
+    assert (count.task, count.changed, count.scenes) == ("Reach", 2, 4)
+
+
+def test_a_control_bears_another_name_than_the_policy() -> None:
+    plain = Setting("outputs/mine")
+    control = replace(plain, instruction="shuffled", masked_cameras=("left", "right"))
+    assert plain.label == "outputs/mine"
+    assert control.label == "outputs/mine [shuffled instruction, without left+right]"
+    assert plain.video_name(7) == "outputs-mine_none_Reach_7.mp4"
+    assert control.video_name(7) == "outputs-mine-shuffled-instruction-without-left+right_none_Reach_7.mp4"
+
+
+def test_expert_episodes_are_filmed_and_written(tmp_path) -> None:
     seen: list[EpisodeResult] = []
-    video = tmp_path / "deep" / "Reach.mp4"
-    result = evaluate_task(TASKS["Reach"], ExpertActor, 2, 100_000, video=video, on_episode=seen.append)
+    videos = tmp_path / "out" / "videos"
+    result = evaluate_run(SETTING, None, 2, 100_000, videos=videos, on_episode=seen.append)
     assert tuple(seen) == result.episodes
     assert [entry.seed for entry in seen] == [100_000, 100_001]
     assert result.successes == 2
-    assert video.stat().st_size > 10_000
-    write_results(tmp_path / "results.json", [result], {"policy": "expert"})
-    written = json.loads((tmp_path / "results.json").read_text())
+    assert [entry.target_block == entry.taken_block for entry in seen] == [True, True]
+    path = tmp_path / "out" / "results.json"
+    write_results(path, [result], {"policy": "expert"})
+    written = json.loads(path.read_text())
     assert written["policy"] == "expert"
-    assert written["tasks"]["Reach"]["success_rate"] == 1.0
-    assert written["tasks"]["Reach"]["episode_results"][1]["seed"] == 100_001
+    (row,) = written["runs"]
+    assert (row["policy"], row["suite"], row["task"], row["success_rate"]) == ("expert", "none", "Reach", 1.0)
+    first, second = row["episode_results"]
+    assert (second["seed"], second["video"]) == (100_001, None)
+    assert first["video"] == "videos/expert_none_Reach_100000.mp4"
+    assert (path.parent / first["video"]).stat().st_size > 10_000
 
 
-def test_random_actor_is_seeded() -> None:
-    results = [evaluate_task(TASKS["Reach"], RandomActor, 1, 5) for _ in range(2)]
-    assert results[0].episodes[0].steps == results[1].episodes[0].steps
-    assert results[0].episodes[0].simulated_s == results[1].episodes[0].simulated_s
+class ScriptedPool(LocalPool):
+    """Episodes of known outcome, several begun before the first ends."""
+
+    def __init__(self, successes: list[bool], ahead: int) -> None:
+        self.successes, self.ahead = successes, ahead
+
+    def play(self, jobs, policy=None):
+        begun: list[Job] = []
+        for job in jobs:
+            begun.append(job)
+            if len(begun) == self.ahead:
+                yield self.end(begun.pop())  # the latest ends first
+        while begun:
+            yield self.end(begun.pop())
+
+    def end(self, job: Job) -> EpisodeResult:
+        is_success = self.successes[job.seed]
+        is_filmed = job.video is not None and not (job.only_failure and is_success)
+        if is_filmed:
+            job.video.parent.mkdir(exist_ok=True)
+            job.video.write_bytes(b"film")
+        return episode(is_success, seed=job.seed, video=job.video if is_filmed else None)
 
 
-def test_table_has_a_row_per_task() -> None:
-    chunks = [{"preprocess": 1.0, "prefix": 2.0, "denoise": 3.0}]
-    results = [TaskResult(name, (episode(True, chunks_ms=chunks),)) for name in ("Reach", "Lift")]
-    table = success_table(results, "title")
-    assert table.row_count == 2
-    cells = np.array([list(column.cells) for column in table.columns])
-    assert cells[:, 0].tolist() == ["Reach", "100% (1/1)", "21..100", "0%", "2.0 s", "6.0 (6.0)", "1.0+2.0+3.0", "4.0x"]
+@pytest.mark.parametrize("ahead", [1, 3, 8])
+def test_the_first_episodes_and_the_first_further_failures_are_filmed_whoever_ends_first(tmp_path, ahead) -> None:
+    successes = [True, False, True, False, True, False, False, False]
+    pool = ScriptedPool(successes, ahead)
+    result = evaluate_run(Setting("mini"), None, 8, 0, pool=pool, videos=tmp_path, num_videos=2)
+    assert [entry.seed for entry in result.episodes if entry.video] == [0, 1, 3, 5]
+    assert sorted(tmp_path.iterdir()) == sorted(entry.video for entry in result.episodes if entry.video)
+    assert np.array_equal([entry.is_success for entry in result.episodes], successes)

@@ -2,7 +2,7 @@ from contextlib import closing
 
 import numpy as np
 
-from sims.evaluate import ExpertActor
+from sims.episode import ExpertActor
 from sims.filmstrip import CAPTION_PIXELS, MOMENTS, SCENE_SHAPE, film, filmstrip
 from sims.tabletop_env import TabletopEnv
 

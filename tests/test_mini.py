@@ -6,9 +6,9 @@ import pytest
 
 from pi0_control import Pi0Agent, Pi0Policy
 from pi0_control.policy.policy import find_policy
-from sims.evaluate import evaluate_task, run_episode
+from sims.episode import Setting, run_episode
+from sims.evaluate import evaluate_run
 from sims.tabletop_env import TabletopEnv
-from sims.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def test_bundled_files_are_small_enough_to_ship() -> None:
 
 @pytest.mark.parametrize(("task", "at_least"), [("Reach", 7), ("Lift", 6)])
 def test_mini_works(policy, task, at_least) -> None:
-    result = evaluate_task(TASKS[task], lambda env: Pi0Agent(policy), episodes=8, seed=200_000)
+    result = evaluate_run(Setting("mini", task), policy, 8, 200_000)
     assert result.successes >= at_least
     assert all(episode.chunks_ms for episode in result.episodes)
 

@@ -3,77 +3,179 @@
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from pi0_control.cli.terminal import check_counts, progress_bars
+from pi0_control.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sims.evaluate import Actor, EpisodeResult
-    from sims.tabletop_env import TabletopEnv
+    from pi0_control.policy import Pi0Policy, Policy
+    from sims.episode import EpisodeResult, Setting
+    from sims.evaluate import RunResult
 
-EXPERT, RANDOM = "expert", "random"
 EVALUATION_SEED = 100_000  # recordings draw their scenes from another stream (sims/record.py)
 TABLE_WIDTH = 100  # a table is never cut off, not even in a pipe of 80 columns
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
+EVERY_SUITE = "suites"
 
 
-def evaluate(
-    policy: str = "mini",
-    task: tuple[str, ...] = ("all",),
-    episodes: int = 20,
-    seed: int = EVALUATION_SEED,
-    out: Path = Path("outputs/eval"),
-    execution_horizon: int | None = None,
-    show: bool = False,
-) -> None:
-    """Measure the success of a policy on the simulated tasks: table, results.json and a video per task.
+@dataclass(frozen=True)
+class EvalOptions:
+    """What ``pi0 eval`` can be told.
 
-    Args:
+    Attributes:
         policy: mini (bundled), a policy directory, expert (scripted, sees everything) or random.
         task: one or more of Reach, Lift, PickPlace, Stack, or all.
-        episodes: episodes per task.
+        episodes: episodes per task and suite.
         seed: seed of the first episode; the next ones count up. None of them is ever recorded or trained on.
-        out: where results.json and the videos go.
+        perturb: what varies in the scenes: one or more of none, camera, light, colour, size, distractors, wording,
+            start, all of these at once (all), or every suite one after another (suites).
+        against: further policies to play the same scenes, compared pair by pair.
+        parallel: episodes simulated at a time, with batched inference; the results do not depend on it.
+        instruction: a control, whether --policy heeds its words: swapped asks for another colour in the same scene and
+            judges that one, shuffled shows the words of a random goal and judges the original one.
+        mask_cameras: a control, whether --policy looks: cameras it gets no image of, or all.
+        videos: films the first so many episodes per task and suite and, of learned policies, as many further failures.
+        out: where results.json, report.html and the videos go.
         execution_horizon: actions played from each chunk; the policy's own recommendation if not given.
+        device: where policies are computed, such as cpu or cuda.
         show: watch in MuJoCo's viewer.
     """
-    from sims.evaluate import TaskResult, evaluate_task, write_results
-    from sims.report import LEGEND, success_table
+
+    policy: str = "mini"
+    task: tuple[str, ...] = ("all",)
+    episodes: int = 20
+    seed: int = EVALUATION_SEED
+    perturb: tuple[str, ...] = ("none",)
+    against: tuple[str, ...] = ()
+    parallel: int = 1
+    instruction: str = "original"
+    mask_cameras: tuple[str, ...] = ()
+    videos: int = 1
+    out: Path = Path("outputs/eval")
+    execution_horizon: int | None = None
+    device: str = "cpu"
+    show: bool = False
+
+
+def evaluate(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
+    """Measure the success of a policy on the simulated tasks: tables, results.json, report.html and videos."""
+    from sims.evaluate import RunResult, write_results
+    from sims.html_report import write_report
+    from sims.pool import open_pool
     from sims.tasks import get_tasks
 
-    check_counts(episodes, seed)
-    tasks, make_actor = get_tasks(task), _actor_factory(policy, execution_horizon)
-    about = {"policy": policy, "seed": seed, **_provenance(policy, execution_horizon)}
-    results: list[TaskResult] = []
-    out.mkdir(parents=True, exist_ok=True)
-    with progress_bars("{task.fields[success]}") as progress:
-        for each in tasks:
-            bar = progress.add_task(each.name, total=episodes, success="")
-            counter = _SuccessCounter(progress, bar)
-            video = out / f"{each.name}.mp4"
-            mode = "human" if show else None
-            results.append(
-                evaluate_task(each, make_actor, episodes, seed, video=video, render_mode=mode, on_episode=counter)
-            )
-            write_results(out / "results.json", results, about)  # after each task, so that nothing measured is lost
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)
-    last = seed + episodes - 1
-    console.print(success_table(results, f"{policy}: {episodes} episodes a task, seeds {seed} to {last}"))
-    console.print(LEGEND, style="dim")
-    console.print(f"Figures: {out / 'results.json'}   Videos: {', '.join(str(out / f'{t.name}.mp4') for t in tasks)}")
+    _check_numbers(options)
+    tasks, suites, contestants = get_tasks(options.task), _suites(options.perturb), _contestants(options)
+    policies = {setting.label: _policy(setting, options.device) for setting in contestants}
+    about, results = _about(options, contestants), list[RunResult]()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with closing(open_pool(options.parallel)) as pool, progress_bars("{task.fields[success]}") as progress:
+        for suite in suites:
+            for contestant in contestants:
+                for task in tasks:
+                    setting = replace(contestant, task=task.name, suite=suite)
+                    results.append(_run(setting, policies[setting.label], options, pool, progress))
+                    write_results(options.out / "results.json", results, about)  # so that nothing measured is lost
+    _print(results, options)
+    write_report(options.out / "report.html", options.out / "results.json")
+    print(f"Figures: {options.out / 'results.json'}   Report, with videos: {options.out / 'report.html'}")
+
+
+def _check_numbers(options: EvalOptions) -> None:
+    check_counts(options.episodes, options.seed)
+    if options.parallel < 1:
+        raise ConfigError(f"--parallel is {options.parallel}; expected 1 or more.")
+    if options.videos < 0:
+        raise ConfigError(f"--videos is {options.videos}; expected 0 or more.")
+    if options.show and options.parallel > 1:
+        raise ConfigError(f"--show watches one episode at a time; --parallel is {options.parallel}.")
+
+
+def _suites(names: tuple[str, ...]) -> tuple[str, ...]:
+    from sims.variation import SUITES
+
+    for name in names:
+        if name not in (*SUITES, EVERY_SUITE):
+            raise ConfigError(f"No suite {name!r}; the suites are {', '.join(SUITES)}, or {EVERY_SUITE} for each.")
+    return tuple(suite for suite in SUITES if suite in names or EVERY_SUITE in names)
+
+
+def _contestants(options: EvalOptions) -> list["Setting"]:
+    """The policy with the controls asked for, and those to compare it with, without."""
+    from pi0_control.robot import RobotSpec
+    from sims.controls import INSTRUCTIONS, SWAPPED, find_cameras
+    from sims.episode import Setting
+
+    if options.instruction not in INSTRUCTIONS:
+        raise ConfigError(f"No instruction {options.instruction!r}; expected one of {', '.join(INSTRUCTIONS)}.")
+    masked = find_cameras(options.mask_cameras, RobotSpec.from_yaml("arm6").cameras)
+    mode = "human" if options.show else None
+    plain = [Setting(name, execution_horizon=options.execution_horizon, render_mode=mode) for name in options.against]
+    main = Setting(options.policy, execution_horizon=options.execution_horizon, render_mode=mode)
+    if main.is_scripted and (masked or options.instruction not in ("original", SWAPPED)):
+        raise ConfigError(f"{options.policy} neither reads nor looks; --instruction and --mask-cameras test who does.")
+    if options.instruction == SWAPPED and main not in plain:
+        plain.insert(0, main)  # what is taken with and without the swap
+    contestants = [replace(main, instruction=options.instruction, masked_cameras=masked), *plain]
+    if len(set(contestants)) < len(contestants):
+        raise ConfigError(f"--against names a policy twice: {', '.join(setting.label for setting in contestants)}.")
+    return contestants
+
+
+def _policy(setting: "Setting", device: str) -> "Policy | None":
+    """The policy of a setting; None where it is scripted."""
+    from sims.controls import without_cameras
+
+    return None if setting.is_scripted else without_cameras(_load(setting.policy, device), setting.masked_cameras)
+
+
+@cache
+def _load(name: str, device: str) -> "Pi0Policy":
+    """A policy, once for all settings that share it."""
+    from pi0_control.policy import Pi0Policy
+    from pi0_control.robot import RobotSpec
+
+    return Pi0Policy.from_pretrained(name, device, robot=RobotSpec.from_yaml("arm6"))
+
+
+def _run(
+    setting: "Setting", policy: "Policy | None", options: EvalOptions, pool: Any, progress: Progress
+) -> "RunResult":
+    from sims.evaluate import evaluate_run
+
+    words = [
+        setting.task,
+        *([setting.suite] if setting.suite != "none" else []),
+        *([setting.label] if options.against else []),
+    ]
+    counter = _SuccessCounter(progress, progress.add_task(" ".join(words), total=options.episodes, success=""))
+    return evaluate_run(
+        setting,
+        policy,
+        options.episodes,
+        options.seed,
+        pool=pool,
+        videos=options.out / "videos",
+        num_videos=options.videos,
+        on_episode=counter,
+    )
 
 
 class _SuccessCounter:
     """Keeps the running success beside a progress bar."""
 
-    def __init__(self, progress: Progress, bar: Any) -> None:
+    def __init__(self, progress: Progress, bar: TaskID) -> None:
         self._progress, self._bar = progress, bar
         self._successes = self._count = 0
 
@@ -83,35 +185,69 @@ class _SuccessCounter:
         self._progress.update(self._bar, advance=1, success=f"success {self._successes}/{self._count}")
 
 
-def _actor_factory(policy: str, execution_horizon: int | None) -> Callable[["TabletopEnv"], "Actor"]:
-    """How to make the actor for an environment; a policy is loaded once and shared."""
-    from sims.evaluate import ExpertActor, RandomActor
-
-    if policy == EXPERT:
-        return ExpertActor
-    if policy == RANDOM:
-        return RandomActor
-    from pi0_control.control.agent import Pi0Agent
-    from pi0_control.policy.policy import Pi0Policy
-    from pi0_control.robot import RobotSpec
-
-    loaded = Pi0Policy.from_pretrained(policy, robot=RobotSpec.from_yaml("arm6"))
-    return lambda env: Pi0Agent(loaded, execution_horizon)
+def _print(results: list["RunResult"], options: EvalOptions) -> None:
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    for table in _tables(results, options):
+        console.print(table, highlight=False)
 
 
-def _provenance(policy: str, execution_horizon: int | None) -> dict[str, Any]:
-    """What a figure must be read with: versions, machine, how chunks were played, and the checkpoint's hash."""
-    about: dict[str, Any] = {
+def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
+    """What is printed: tables under their titles, each followed by how to read it."""
+    from rich.text import Text
+
+    from sims.evaluate import compare, count_swaps
+    from sims.report import COMPARISON_LEGEND, LEGEND, comparison_table, success_table, suite_table, swap_lines
+
+    first = results[0].setting
+    main = [result for result in results if result.setting.label == first.label]
+    name = f"{'CONTROL, ' if first.control else ''}{first.label}"
+    perturbed = "" if first.suite == "none" else f", perturbed: {first.suite}"
+    seeds = f"seeds {options.seed} to {options.seed + options.episodes - 1}"
+    yield Text(f"\n{name}: {options.episodes} episodes a task, {seeds}{perturbed}", "bold")
+    yield success_table([result for result in main if result.setting.suite == first.suite])
+    yield Text(LEGEND, "dim")
+    if any(result.setting.suite != first.suite for result in main):
+        yield Text(f"\n{name}: the same in scenes that are perturbed", "bold")
+        yield suite_table(main)
+    if comparisons := compare(results):
+        yield Text(f"\n{name} (first) against others in the same scenes", "bold")
+        yield comparison_table(comparisons)
+        yield Text(COMPARISON_LEGEND, "dim")
+    yield from map(Text, swap_lines(count_swaps(results)))
+
+
+def _about(options: EvalOptions, contestants: list["Setting"]) -> dict[str, Any]:
+    """What the figures must be read with: settings, versions, machine, and the files that were evaluated."""
+    main, *others = contestants
+    return {
+        "policy": main.label,
+        "against": [setting.label for setting in others],
+        "instruction": main.instruction,
+        "mask_cameras": list(main.masked_cameras),
+        "seed": options.seed,
+        "episodes": options.episodes,
+        "parallel": options.parallel,
+        "device": options.device,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "machine": {"architecture": platform.machine(), "cpus": os.cpu_count()},
+        **_checkpoint(main),
+        "against_checkpoints": {setting.label: _checkpoint(setting) for setting in others if not setting.is_scripted},
     }
-    if policy not in (EXPERT, RANDOM):
-        from pi0_control.policy.config import PolicyConfig
-        from pi0_control.policy.policy import CONFIG_FILE, WEIGHTS_FILE, find_policy
 
-        directory = find_policy(policy)
-        config = PolicyConfig.load(directory / CONFIG_FILE)
-        about["execution_horizon"] = execution_horizon or config.execution_horizon
-        about["num_steps"] = config.num_steps
-        about["checkpoint_sha256"] = hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
-    return about
+
+def _checkpoint(setting: "Setting") -> dict[str, Any]:
+    """How chunks were played, the policy's config and the hash of its weights; nothing where it is scripted."""
+    if setting.is_scripted:
+        return {}
+    from pi0_control.policy.config import PolicyConfig
+    from pi0_control.policy.policy import CONFIG_FILE, WEIGHTS_FILE, find_policy
+
+    directory = find_policy(setting.policy)
+    config = PolicyConfig.load(directory / CONFIG_FILE)
+    return {
+        "execution_horizon": setting.execution_horizon or config.execution_horizon,
+        "num_steps": config.num_steps,
+        "checkpoint_sha256": hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        "config": config.to_dict(),
+    }

@@ -1,0 +1,173 @@
+"""One episode: what is played, who plays it, the loop, and what came of it."""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims.expert import Expert
+from sims.tabletop_env import TabletopEnv
+from sims.tasks import Goal
+
+EXPERT, RANDOM = "expert", "random"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all episodes of one run have in common; episodes differ in their seed.
+
+    Attributes:
+        policy: :data:`EXPERT`, :data:`RANDOM` or the name of a learned policy.
+        task: name of the task.
+        suite: one of :data:`sims.variation.SUITES`.
+        instruction: one of :data:`sims.controls.INSTRUCTIONS`.
+        masked_cameras: cameras whose images the policy does not get.
+        execution_horizon: actions played of each chunk; the policy's recommendation if None.
+        render_mode: ``human`` opens MuJoCo's viewer.
+    """
+
+    policy: str
+    task: str = "Reach"
+    suite: str = "none"
+    instruction: str = "original"
+    masked_cameras: tuple[str, ...] = ()
+    execution_horizon: int | None = None
+    render_mode: str | None = None
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether the actor knows the world, and so needs neither images nor inference."""
+        return self.policy in (EXPERT, RANDOM)
+
+    @property
+    def control(self) -> str:
+        """In words, what the policy is deprived of; empty for an honest run."""
+        words = [] if self.instruction == "original" else [f"{self.instruction} instruction"]
+        return ", ".join([*words, *(["without " + "+".join(self.masked_cameras)] if self.masked_cameras else [])])
+
+    @property
+    def label(self) -> str:
+        """The policy with what it is deprived of, so that a control is never taken for a result."""
+        return f"{self.policy} [{self.control}]" if self.control else self.policy
+
+    def video_name(self, seed: int) -> str:
+        """File name of the video of one episode."""
+        plain = re.sub(r"[^\w.+]+", "-", self.label).strip("-.")
+        return f"{plain}_{self.suite}_{self.task}_{seed}.mp4"
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode.
+
+    Attributes:
+        prompt: the instruction as the policy read it.
+        target_block: the block that counts.
+        taken_block: the first block that was touched (Reach) or lifted, if any.
+        steps: control periods it took.
+        wall_s: time spent acting and simulating [s].
+        video: where it was filmed.
+        chunks_ms: what each inference cost, by stage [ms].
+    """
+
+    seed: int
+    prompt: str
+    is_success: bool
+    wrong_object: bool
+    steps: int
+    simulated_s: float
+    wall_s: float
+    target_block: str = ""
+    taken_block: str | None = None
+    video: Path | None = None
+    chunks_ms: list[Mapping[str, float]] = field(default_factory=list)
+
+
+class Actor(Protocol):
+    """What is evaluated; ``Pi0Agent`` is one."""
+
+    def reset(self, seed: int | None = None) -> None:
+        """A new episode begins."""
+
+    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Joint targets for the next control period."""
+
+    @property
+    def chunk_timing_ms(self) -> Mapping[str, float] | None:
+        """What inference cost in the last ``get_action`` by stage [ms]; None where it needed none."""
+
+
+class ExpertActor:
+    """The scripted expert: sees the true poses, so its success is the upper bound of a task."""
+
+    chunk_timing_ms = None
+
+    def __init__(self, env: TabletopEnv) -> None:
+        self._env = env
+        self._expert = Expert(env.world, env.task)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Nothing to forget."""
+
+    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """The expert's next joint targets."""
+        assert self._env.goal is not None
+        return self._expert.act(self._env.goal)
+
+
+class RandomActor:
+    """Uniform joint targets: its success is what chance gives."""
+
+    chunk_timing_ms = None
+
+    def __init__(self, env: TabletopEnv) -> None:
+        self._space = env.action_space
+
+    def reset(self, seed: int | None = None) -> None:
+        """Seed the draws."""
+        self._space.seed(seed)
+
+    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Any joint targets within limits."""
+        return self._space.sample()
+
+
+def run_episode(
+    env: TabletopEnv,
+    actor: Actor,
+    seed: int,
+    goal: Goal | None = None,
+    on_observation: Callable[[Mapping[str, Any]], None] | None = None,
+) -> EpisodeResult:
+    """One episode; ``goal`` replaces the one drawn, ``on_observation`` gets every observation from the first on."""
+    observation, info = env.reset(seed=seed, options={"goal": goal} if goal else None)
+    actor.reset(seed)
+    if on_observation is not None:
+        on_observation(observation)
+    chunks: list[Mapping[str, float]] = []
+    steps, ended, start_s = 0, False, time.perf_counter()
+    while not ended and steps < env.task.max_episode_steps:
+        action = actor.get_action(observation)
+        if actor.chunk_timing_ms is not None:
+            chunks.append(actor.chunk_timing_ms)
+        observation, _, ended, _, info = env.step(action)
+        steps += 1
+        if on_observation is not None:
+            on_observation(observation)
+    return EpisodeResult(
+        seed=seed,
+        prompt=observation["prompt"],
+        is_success=bool(info["is_success"]),
+        wrong_object=bool(info["wrong_object"]),
+        steps=steps,
+        simulated_s=info["time_s"],
+        wall_s=time.perf_counter() - start_s,
+        target_block=info["target_block"],
+        taken_block=info["taken_block"],
+        chunks_ms=chunks,
+    )

@@ -1,0 +1,136 @@
+"""What plays episodes in one process: an environment, an actor, the control in between, and the film of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pi0_control.control import Pi0Agent
+from pi0_control.policy import Pi0Policy, Policy
+from pi0_control.robot import RobotSpec
+from pi0_control.types import ActionChunk, Observation
+from sims.controls import DeprivedActor, instruct
+from sims.episode import EXPERT, Actor, EpisodeResult, ExpertActor, RandomActor, Setting, run_episode
+from sims.tabletop_env import TabletopEnv
+from sims.video import Film, write_video
+
+Noise = NDArray[np.float32] | None
+Ask = Callable[[Observation, Noise], ActionChunk]
+"""Infers one chunk, here or in another process."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to play.
+
+    Attributes:
+        video: where to film it, if at all.
+        only_failure: keep the video only of a failure.
+    """
+
+    setting: Setting
+    seed: int
+    video: Path | None = None
+    only_failure: bool = False
+
+
+@dataclass(frozen=True)
+class PolicyShape:
+    """What an agent must know of a policy that lives elsewhere; ``noise`` is None where it takes none."""
+
+    horizon: int
+    execution_horizon: int
+    noise: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, policy: Policy) -> "PolicyShape":
+        """The shape of a policy."""
+        noise = (policy.horizon, policy.config.model.action_dim) if isinstance(policy, Pi0Policy) else None
+        return cls(policy.horizon, policy.execution_horizon, noise)
+
+
+class EpisodePolicy:
+    """A policy as one episode knows it: its noise follows from the episode's seed, whoever else is inferred with it."""
+
+    def __init__(self, robot: RobotSpec, shape: PolicyShape, ask: Ask) -> None:
+        self.robot = robot
+        self.horizon, self.execution_horizon = shape.horizon, shape.execution_horizon
+        self._noise_shape, self._ask = shape.noise, ask
+        self._rng = np.random.default_rng(0)
+
+    def check(self, observation: Observation) -> None:
+        """Left to the policy itself when it infers."""
+
+    def infer(self, observation: Observation, *, noise: Noise = None) -> ActionChunk:
+        """The chunk for one observation from the episode's next noise."""
+        if noise is None and self._noise_shape is not None:
+            noise = self._rng.standard_normal(self._noise_shape, np.float32)
+        return self._ask(observation, noise)
+
+    def infer_batch(self, observations: Sequence[Observation], *, noise: Noise = None) -> list[ActionChunk]:
+        """One chunk per observation, one after another."""
+        return [self.infer(observation, noise=noise) for observation in observations]
+
+    def reset(self, seed: int | None = None) -> None:
+        """Restart the noise."""
+        self._rng = np.random.default_rng(seed)
+
+
+class BlindEnv(TabletopEnv):
+    """Renders no camera: ten times faster, for actors that look at no image."""
+
+    def observe(self) -> dict[str, Any]:
+        """The observation of this moment, without images."""
+        assert self.goal is not None
+        return {"images": {}, "state": self.world.state, "prompt": self.goal.prompt}
+
+
+class Simulator:
+    """Plays episodes one at a time; keeps the environment from one to the next where it fits."""
+
+    def __init__(self) -> None:
+        self._robot = RobotSpec.from_yaml("arm6")
+        self._env: TabletopEnv | None = None
+        self._made_for: tuple[Any, ...] = ()
+
+    def play(self, job: Job, shape: PolicyShape | None = None, ask: Ask | None = None) -> EpisodeResult:
+        """Play one episode; a learned policy is known by its ``shape`` and inferred by ``ask``."""
+        setting = job.setting
+        looks = not setting.is_scripted and len(setting.masked_cameras) < len(self._robot.cameras)
+        env = self._env_for(setting, is_blind=not looks and job.video is None)
+        goal, prompt = instruct(env, setting.instruction, job.seed)
+        actor = DeprivedActor(_actor(setting, env, shape, ask), prompt, setting.masked_cameras)
+        film = Film() if job.video is not None else None
+        keep = (lambda seen: film.append(seen["images"])) if film is not None else None
+        result = run_episode(env, actor, job.seed, goal, keep)
+        result = replace(result, prompt=prompt or result.prompt)
+        if film is None or (job.only_failure and result.is_success):
+            return result
+        caption = f"{result.prompt}  [{setting.control}]" if setting.control else result.prompt
+        write_video(job.video, film, caption, result.is_success, env.metadata["render_fps"])
+        return replace(result, video=job.video)
+
+    def close(self) -> None:
+        """Free the environment."""
+        if self._env is not None:
+            self._env.close()
+        self._env, self._made_for = None, ()
+
+    def _env_for(self, setting: Setting, is_blind: bool) -> TabletopEnv:
+        wanted = (is_blind, setting.task, setting.render_mode, setting.suite)
+        if self._env is None or self._made_for != wanted:
+            self.close()
+            self._env = (BlindEnv if is_blind else TabletopEnv)(*wanted[1:])
+            self._made_for = wanted
+        return self._env
+
+
+def _actor(setting: Setting, env: TabletopEnv, shape: PolicyShape | None, ask: Ask | None) -> Actor:
+    if setting.is_scripted:
+        return (ExpertActor if setting.policy == EXPERT else RandomActor)(env)
+    assert shape is not None
+    assert ask is not None
+    return Pi0Agent(EpisodePolicy(env.robot, shape, ask), setting.execution_horizon)

@@ -1,0 +1,115 @@
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pi0_control.errors import ConfigError, Pi0Error
+from pi0_control.model.config import Pi0Config, SiglipConfig
+from pi0_control.model.pi0 import Pi0
+from pi0_control.policy import NormStats, Pi0Policy, PolicyConfig, Tokenizer, VectorStats
+from pi0_control.policy.train_tokenizer import BUNDLED_FILE
+from pi0_control.robot import RobotSpec
+from sims.controls import without_cameras
+from sims.episode import EpisodeResult, Setting
+from sims.pool import LocalPool, WorkerPool, open_pool
+from sims.simulator import Job
+
+ARM6 = RobotSpec.from_yaml("arm6")
+BLIND = Setting("tiny", "Reach", masked_cameras=ARM6.cameras, execution_horizon=3)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[WorkerPool]:
+    pool = WorkerPool(3)
+    yield pool
+    pool.close()
+
+
+def tiny_policy() -> Pi0Policy:
+    vision = SiglipConfig(image_size=16, width=16, depth=0, num_heads=2, mlp_dim=32, stem="conv", stem_channels=(8,))
+    sizes: dict[str, Any] = {"prefix_width": 16, "prefix_mlp_dim": 32, "action_width": 16, "action_mlp_dim": 32}
+    heads: dict[str, Any] = {"depth": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
+    widths: dict[str, Any] = {"vocab_size": 256, "action_dim": 7, "action_horizon": 6, "max_token_len": 16}
+    model = Pi0Config(vision=vision, attn_backend="eager", **sizes, **heads, **widths)
+    torch.manual_seed(0)
+    stats = VectorStats(np.zeros(7), np.full(7, 0.05), None, None)
+    config = PolicyConfig.for_robot(ARM6, model, num_steps=2)
+    return Pi0Policy(Pi0(model), config, NormStats(stats, stats), Tokenizer(BUNDLED_FILE, model.max_token_len))
+
+
+class Recorder:
+    """A policy whose chunks are remembered by the noise they came from."""
+
+    def __init__(self, policy: Pi0Policy) -> None:
+        self.chunks: dict[bytes, np.ndarray] = {}
+        self.largest = 0
+        infer_batch = policy.infer_batch
+
+        def record(observations, *, noise=None):
+            chunks = infer_batch(observations, noise=noise)
+            noises = noise if noise.ndim == 3 else noise[None]
+            self.chunks.update((each.tobytes(), chunk.actions) for each, chunk in zip(noises, chunks, strict=True))
+            self.largest = max(self.largest, len(chunks))
+            return chunks
+
+        policy.infer_batch = record
+
+
+def outcomes(results: list[EpisodeResult]) -> list[dict[str, Any]]:
+    ignored = ("wall_s", "chunks_ms")
+    rows = sorted(map(asdict, results), key=lambda row: row["seed"])
+    return [{key: value for key, value in row.items() if key not in ignored} for row in rows]
+
+
+@pytest.mark.parametrize("policy", ["expert", "random"])
+def test_scripted_episodes_do_not_depend_on_how_many_play_at_a_time(workers, policy) -> None:
+    jobs = [Job(Setting(policy, "Reach", suite="all", instruction="swapped"), seed) for seed in range(5)]
+    alone = outcomes(list(LocalPool().play(jobs)))
+    assert outcomes(list(workers.play(jobs))) == alone
+    assert [row["seed"] for row in alone] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_learned_episodes_get_the_same_noise_and_actions_however_many_play_at_a_time(workers) -> None:
+    jobs, seen = [Job(BLIND, seed) for seed in range(4)], []
+    for pool in (LocalPool(), workers):
+        policy = without_cameras(tiny_policy(), BLIND.masked_cameras)
+        recorder = Recorder(policy)
+        seen.append((outcomes(list(pool.play(jobs, policy))), recorder))
+    (alone, first), (together, second) = seen
+    assert [row["steps"] for row in alone] == [row["steps"] for row in together]
+    assert (first.largest, second.largest) == (1, 3)
+    assert len(first.chunks) == sum(-(-row["steps"] // 3) for row in alone)
+    assert first.chunks.keys() == second.chunks.keys()
+    for noise, actions in first.chunks.items():
+        np.testing.assert_allclose(second.chunks[noise], actions, atol=1e-5)
+
+
+def test_a_mistake_in_a_worker_is_told_as_if_made_here(workers) -> None:
+    with pytest.raises(ConfigError, match="No suite 'fog'"):
+        list(workers.play([Job(Setting("expert", "Reach", suite="fog"), 0)]))
+    assert len(list(workers.play([Job(Setting("expert", "Reach"), 0)]))) == 1
+
+
+def test_a_worker_that_dies_is_named_and_the_others_end() -> None:
+    pool = WorkerPool(2)
+    processes = list(pool._processes.values())
+    jobs = (Job(Setting("random", "Reach"), seed) for seed in range(1000))
+    results = pool.play(jobs)
+    next(results)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    with pytest.raises(Pi0Error, match=r"A worker process died \(exit code -9\)"):
+        list(results)
+    pool.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_pool_has_room_for_one_episode_at_least() -> None:
+    with pytest.raises(ConfigError, match="--parallel is 0; expected 1 or more"):
+        open_pool(0)
+    assert isinstance(open_pool(1), LocalPool)
