@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims.kinematics import gripper_down
-from sims.scene import BLOCK_HALF_M, TRAY_CENTRE_M
+from sims.scene import TRAY_CENTRE_M
 from sims.tasks import Goal, Task
 from sims.world import TabletopWorld
 
@@ -37,13 +37,14 @@ class Expert:
     def target(self, goal: Goal) -> tuple[NDArray[np.float64], float, float]:
         """Where the tool should go (3,) [m], with which yaw [rad], and the gripper opening."""
         world, block = self.world, self.world.block_position(goal.block)
+        half = world.block_half(goal.block)
         if self.task.name == "Reach":
-            return self._descend(_above(block, 0.9 * BLOCK_HALF_M)), world.tool_yaw, CLOSED
+            return self._descend(_above(block, 0.9 * half)), world.tool_yaw, CLOSED
         if self.task.name == "Lift":
             place = _above(world.tool_position, LIFTED_HEIGHT_M - world.tool_position[2])
             return (place, world.tool_yaw, CLOSED) if world.is_grasped(goal.block) else self._grasp(goal.block)
         place = self._place_of(goal)
-        if np.linalg.norm(block - place) < 0.35 * BLOCK_HALF_M or self.task.is_done(world, goal):
+        if np.linalg.norm(block - place) < 0.35 * half or self.task.is_done(world, goal):
             return self._release(goal.block)
         if world.is_grasped(goal.block):
             return self._descend(place + world.tool_position - block, CARRY_HEIGHT_M), world.tool_yaw, CLOSED
@@ -59,9 +60,10 @@ class Expert:
         return np.r_[joints, np.float32(opening)]
 
     def _place_of(self, goal: Goal) -> NDArray[np.float64]:
+        half = self.world.block_half(goal.block)
         if goal.onto is None:
-            return np.array([*TRAY_CENTRE_M, BLOCK_HALF_M + 0.008])
-        return _above(self.world.block_position(goal.onto), 2 * BLOCK_HALF_M + 0.002)
+            return np.array([*TRAY_CENTRE_M, half + 0.008])
+        return _above(self.world.block_position(goal.onto), half + self.world.block_half(goal.onto) + 0.002)
 
     def _grasp(self, block: str) -> tuple[NDArray[np.float64], float, float]:
         centre, yaw = self.world.block_position(block), self.world.block_yaw(block)

@@ -7,7 +7,8 @@ scenes of :data:`SCENES` show many arrangements with every block's position know
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,12 +18,16 @@ from sims.expert import Expert
 from sims.kinematics import gripper_down
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import TASKS, Goal, Task, get_tasks
+from sims.variation import NONE, draw_aspects
 
 SCENES = "scenes"
 """What to ask :func:`record` for to get random scenes instead of a task."""
 SCENES_PROMPT = "look at the blocks"
 SCENES_PER_EPISODE = 100
 GOALS_PER_SCENE = 3
+
+
+_Aspects = Callable[[np.random.Generator], frozenset[str]]  # draws what varies in a scene
 
 
 class EpisodeWriter(Protocol):
@@ -46,6 +51,16 @@ class EpisodeWriter(Protocol):
         """Forget the episode under way."""
 
 
+class Pilot(Protocol):
+    """Who may act before the expert takes over; ``Pi0Agent`` is one."""
+
+    def reset(self, seed: int | None = None) -> None:
+        """A new episode begins."""
+
+    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Joint targets for the next control period."""
+
+
 @dataclass(frozen=True)
 class Disturbance:
     """How the arm is pushed about while demonstrating; labels stay clean (DART, Laskey et al. 2017).
@@ -61,7 +76,7 @@ class Disturbance:
     start: float = 0.06
     stop: float = 0.15
     memory: float = 0.7
-    new_goal: float = 0.015
+    new_goal: float = 0.01
 
 
 def record(
@@ -70,6 +85,8 @@ def record(
     seed: int,
     writer: EpisodeWriter,
     disturbance: Disturbance | None = None,
+    perturb: str = NONE,
+    make_pilot: Callable[[TabletopEnv], Pilot] | None = None,
     on_episode: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Record until ``writer`` holds ``episodes`` episodes, each of a task drawn from ``what``.
@@ -79,22 +96,26 @@ def record(
 
     Args:
         what: names of tasks, ``all``, or :data:`SCENES` alone.
+        perturb: one of :data:`sims.variation.SUITES`; each of its aspects varies in half of the scenes.
+        make_pilot: makes who acts first, for a random while that is not recorded; the expert takes over from there
+            (as in DAgger, Ross et al. 2011: it corrects in states that the pilot itself reaches).
         on_episode: called with the number of episodes so far.
 
     Raises:
-        ConfigError: an unknown task, or scenes mixed with tasks.
+        ConfigError: an unknown task or suite, or scenes mixed with tasks.
     """
-    tasks = recorded_tasks(what)
+    tasks, aspects = recorded_tasks(what), partial(draw_aspects, perturb)
     env = TabletopEnv()
+    pilot = make_pilot(env) if make_pilot else None
     try:
         attempt = 0
         while writer.num_episodes < episodes:
             before = writer.num_episodes
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(before, attempt)))
             if not tasks:
-                _record_scenes(env, rng, writer)
+                _record_scenes(env, rng, writer, aspects)
             else:
-                _record_goals(env, tasks, rng, writer, episodes, disturbance or Disturbance())
+                _record_goals(env, tasks, rng, writer, episodes, disturbance or Disturbance(), aspects, pilot)
             attempt = attempt + 1 if writer.num_episodes == before else 0
             on_episode(writer.num_episodes)
     finally:
@@ -117,17 +138,17 @@ def grounding_wordings() -> tuple[str, ...]:
     return tuple(
         wording.replace("{block}", "{object}").replace("{onto}", "{other}")
         for task in TASKS.values()
-        for wording in task.wordings
+        for wording in (*task.wordings, *task.paraphrases)
     )
 
 
-def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter) -> None:
+def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter, aspects: _Aspects) -> None:
     """One episode of unrelated frames: random blocks, tool pose and gripper opening each."""
     world, home = env.world, env.robot.home
-    world.reset(rng)
     env.goal = Goal(world.blocks[0], None, SCENES_PROMPT)
     for _ in range(SCENES_PER_EPISODE):
-        world.scatter_blocks(rng)
+        world.reset(rng)
+        world.vary(aspects(rng), rng)
         tool = rng.uniform((0.26, -0.36, 0.02), (0.54, 0.24, 0.34))
         joints = world.kinematics.solve(home[:-1], tool, gripper_down(rng.uniform(-0.5, 0.5)))
         joints = joints + rng.normal(0, 0.03, len(joints)).astype(np.float32)
@@ -147,12 +168,19 @@ def _record_goals(
     writer: EpisodeWriter,
     episodes: int,
     disturbance: Disturbance,
+    aspects: _Aspects,
+    pilot: Pilot | None,
 ) -> None:
     """One scene with up to :data:`GOALS_PER_SCENE` goals one after another, each an episode of its own."""
     env.world.reset(rng)
+    varied = aspects(rng)
+    env.world.vary(varied, rng)
     for _ in range(GOALS_PER_SCENE):
-        env.task = tasks[int(rng.integers(len(tasks)))]
-        env.goal = env.task.sample_goal(rng, env.world.blocks)
+        env.task = task = tasks[int(rng.integers(len(tasks)))]
+        wordings = (*task.wordings, *task.paraphrases) if "wording" in varied else task.wordings
+        env.goal = task.sample_goal(rng, env.world.blocks, wordings)
+        if pilot is not None:
+            _let_act(pilot, env, rng)
         outcome = _demonstrate(env, rng, writer, disturbance)
         if outcome == "failed" or writer.episode_length < 2:
             writer.discard_episode()
@@ -160,6 +188,13 @@ def _record_goals(
         writer.save_episode(env.goal.prompt, [env.world.blocks.index(block) for block in env.goal.named_blocks])
         if writer.num_episodes == episodes or (outcome == "done" and env.task.name != "Reach"):
             return  # enough, or the scene is no longer a fresh one
+
+
+def _let_act(pilot: Pilot, env: TabletopEnv, rng: np.random.Generator) -> None:
+    """Let the pilot work at the goal for a random while."""
+    pilot.reset(int(rng.integers(2**31)))
+    for _ in range(int(rng.integers(env.task.max_episode_steps // 2))):
+        env.world.drive(pilot.get_action(env.observe()))
 
 
 def _demonstrate(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter, disturbance: Disturbance) -> str:

@@ -21,6 +21,13 @@ BLOCK_COLOURS = {
     "green": (0.12, 0.62, 0.25, 1),
     "blue": (0.12, 0.30, 0.86, 1),
 }
+DISTRACTORS = ("distractor_0", "distractor_1", "distractor_2")
+"""Things that no instruction names; below the floor unless a variation lays them on the table."""
+TABLE_TEXTURES = {
+    "checker": mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+    "sheen": mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+    "speckle": mujoco.mjtBuiltin.mjBUILTIN_FLAT,
+}
 TRAY_CENTRE_M = (0.40, -0.34)
 TRAY_HALF_M = 0.075
 FINGER_TRAVEL_M = 0.04
@@ -53,6 +60,8 @@ def build_scene(robot: RobotSpec) -> mujoco.MjSpec:
     _add_tray(spec)
     for colour, rgba in BLOCK_COLOURS.items():
         _add_block(spec, colour, rgba)
+    for name in DISTRACTORS:
+        _add_distractor(spec, name)
     return spec
 
 
@@ -131,9 +140,28 @@ def _add_table(spec: mujoco.MjSpec) -> None:
         material="wood",
         friction=[0.9, 0.01, 0.001],
     )
+    _add_table_textures(spec)
     for x in (-0.15, 0.71):
         for y in (-0.51, 0.51):
             world.add_geom(type=mjtGeom.mjGEOM_BOX, size=[0.025, 0.025, 0.35], pos=[x, y, -0.39], rgba=_GRAPHITE)
+
+
+def _add_table_textures(spec: mujoco.MjSpec) -> None:
+    """Patterns of grey that a variation may give the table; its colour tints them."""
+    for name, builtin in TABLE_TEXTURES.items():
+        is_flat = builtin == mujoco.mjtBuiltin.mjBUILTIN_FLAT
+        spec.add_texture(
+            name=name,
+            type=mujoco.mjtTexture.mjTEXTURE_2D,
+            builtin=builtin,
+            mark=mujoco.mjtMark.mjMARK_RANDOM if is_flat else mujoco.mjtMark.mjMARK_NONE,
+            random=0.2,
+            markrgb=[0.6, 0.6, 0.6],
+            rgb1=[1.0, 1.0, 1.0],
+            rgb2=[0.75, 0.75, 0.75],
+            width=128,
+            height=128,
+        )
 
 
 def _add_tray(spec: mujoco.MjSpec) -> None:
@@ -170,6 +198,11 @@ def _add_block(spec: mujoco.MjSpec, colour: str, rgba: Sequence[float]) -> None:
         friction=[1.0, 0.02, 0.001],
         solref=[0.01, 1],
     )
+
+
+def _add_distractor(spec: mujoco.MjSpec, name: str) -> None:
+    thing = spec.worldbody.add_body(name=name, pos=[0, 0, -2], mocap=True)
+    thing.add_geom(name=name, type=mjtGeom.mjGEOM_BOX, size=[BLOCK_HALF_M] * 3, rgba=_STEEL)
 
 
 def _add_arm(spec: mujoco.MjSpec, robot: RobotSpec) -> None:

@@ -14,12 +14,14 @@ from pi0_control.errors import ConfigError
 from pi0_control.robot import RobotSpec
 from sims.rendering import CameraRenderer, open_viewer
 from sims.tasks import Goal, get_task
+from sims.variation import NONE, aspects_of
 from sims.world import TabletopWorld
 
 IMAGE_SIZE = 224
 PROMPT_LENGTH = 96
 RENDER_SHAPE = (480, 640)
-WRONG_LIFT_M = 0.05
+TAKEN_M = 0.05
+"""Height of a grasped block's centre from which it counts as taken."""
 
 
 class PromptSpace(gym.spaces.Text):
@@ -37,22 +39,26 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     Observation: ``images`` (uint8 [224, 224, 3] by camera), ``state`` (float32 [7]: six joints [rad], gripper
     opening 0..1) and ``prompt`` (the instruction). Action: float32 [7], joint targets in the same units, followed at
     the robot's velocity limits for one control period (20 Hz). The reward is 1 on success, which ends the episode.
-    ``info`` carries ``is_success``, ``wrong_object`` (the gripper took or, in Reach, touched an unnamed block),
-    ``target_block``, and ``time_s``, the simulated time since reset.
+    ``info`` carries ``is_success``, ``taken_block`` (the first block that the gripper took or, in Reach, touched),
+    ``wrong_object`` (it took one that is not to be moved), ``target_block``, and ``time_s``, the simulated time since
+    reset.
 
     Args:
         task: one of :data:`sims.tasks.TASKS`.
         render_mode: ``rgb_array`` (480x640 with shadows) or ``human`` (MuJoCo's viewer), for people.
+        perturb: one of :data:`sims.variation.SUITES`; what differs from the plain scene. The blocks of a seed lie
+            in the same places in every suite.
 
     ``reset`` takes ``options={"goal": Goal}`` to ask for one goal in a seeded scene.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 20}  # noqa: RUF012  Gymnasium's own form
 
-    def __init__(self, task: str = "Reach", render_mode: str | None = None) -> None:
+    def __init__(self, task: str = "Reach", render_mode: str | None = None, perturb: str = NONE) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not one of {self.metadata['render_modes']}.")
         self.task = get_task(task)
+        self.aspects = aspects_of(perturb)
         self.render_mode = render_mode
         self.robot = RobotSpec.from_yaml("arm6")
         self.world = TabletopWorld(self.robot)
@@ -79,8 +85,12 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         super().reset(seed=seed)
         self.world.reset(self.np_random)
         goal = self.task.sample_goal(self.np_random, self.world.blocks)
+        if "wording" in self.aspects:
+            goal = self.task.goal(goal.block, goal.onto or "", str(self.np_random.choice(self.task.unseen_wordings)))
+        self.world.vary(self.aspects, self.np_random)
         self.goal = self._checked((options or {}).get("goal", goal))
         self._held_steps = 0
+        self._taken_block: str | None = None
         self._wrong_object = False
         self._show()
         return self.observe(), self._info(is_success=False)
@@ -94,7 +104,9 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             raise ConfigError(f"Action {action} is not {len(self.robot.joints)} finite joint targets.")
         with self._viewer.lock() if self._viewer else nullcontext():
             self.world.drive(action)
-        self._wrong_object |= self._takes_wrong_object()
+        taken = self._taken_blocks()
+        self._taken_block = self._taken_block or next(iter(taken), None)
+        self._wrong_object |= bool(set(taken) - {self.goal.block})
         done = self.task.is_done(self.world, self.goal)
         self._held_steps = self._held_steps + 1 if done else 0
         touched_wrong = self._wrong_object and self.task.name == "Reach"
@@ -134,18 +146,18 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             raise ConfigError(f"{goal} is no goal of {self.task.name}; the blocks are {', '.join(self.world.blocks)}.")
         return goal
 
-    def _takes_wrong_object(self) -> bool:
-        assert self.goal is not None
+    def _taken_blocks(self) -> list[str]:
+        """Blocks that the gripper holds off the table or, in Reach, touches."""
         if self.task.name == "Reach":
-            return bool(self.world.touched_blocks() - {self.goal.block})
-        others = [block for block in self.world.blocks if block != self.goal.block]
-        return any(self.world.is_grasped(b) and self.world.block_position(b)[2] > WRONG_LIFT_M for b in others)
+            return sorted(self.world.touched_blocks())
+        return [b for b in self.world.blocks if self.world.is_grasped(b) and self.world.block_position(b)[2] > TAKEN_M]
 
     def _info(self, *, is_success: bool) -> dict[str, Any]:
         assert self.goal is not None
         return {
             "is_success": is_success,
             "wrong_object": self._wrong_object,
+            "taken_block": self._taken_block,
             "target_block": self.goal.block,
             "time_s": self.world.time_s,
         }

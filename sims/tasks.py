@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pi0_control.errors import ConfigError
-from sims.scene import BLOCK_HALF_M
 from sims.world import TabletopWorld
 
 LIFT_HEIGHT_M = 0.10
@@ -33,6 +32,8 @@ class Task:
     Attributes:
         name: as in ``pi0_control/<name>-v0``.
         wordings: ways to say it, with ``{block}`` and ``{onto}`` for colours.
+        paraphrases: further ways, to be learned from.
+        unseen_wordings: ways that no recording uses, to be tested with.
         max_episode_steps: control periods before the episode is cut off.
         hold_steps: control periods in a row that ``is_done`` must hold to count as success.
         is_done: whether the goal holds in the world now.
@@ -40,6 +41,8 @@ class Task:
 
     name: str
     wordings: tuple[str, ...]
+    paraphrases: tuple[str, ...]
+    unseen_wordings: tuple[str, ...]
     max_episode_steps: int
     hold_steps: int
     is_done: Callable[[TabletopWorld, Goal], bool]
@@ -49,10 +52,12 @@ class Task:
         """Name under which Gymnasium knows the task."""
         return f"pi0_control/{self.name}-v0"
 
-    def sample_goal(self, rng: np.random.Generator, blocks: tuple[str, ...]) -> Goal:
-        """A random goal among the ``blocks`` in a random wording."""
+    def sample_goal(
+        self, rng: np.random.Generator, blocks: tuple[str, ...], wordings: Sequence[str] | None = None
+    ) -> Goal:
+        """A random goal among the ``blocks`` in a random one of ``wordings``, by default the task's plain ones."""
         block, other = rng.choice(blocks, 2, replace=False).tolist()
-        return self.goal(block, other, self.wordings[rng.integers(len(self.wordings))])
+        return self.goal(block, other, str(rng.choice(wordings or self.wordings)))
 
     def goal(self, block: str, onto: str, wording: str) -> Goal:
         """The goal that ``wording`` names with these colours; ``onto`` matters only where the wording has it."""
@@ -75,7 +80,8 @@ def _is_in_tray(world: TabletopWorld, goal: Goal) -> bool:
 def _is_stacked(world: TabletopWorld, goal: Goal) -> bool:
     assert goal.onto is not None, "a Stack goal always names a second block"
     offset = world.block_position(goal.block) - world.block_position(goal.onto)
-    level = abs(offset[2] - 2 * BLOCK_HALF_M) < 0.3 * BLOCK_HALF_M
+    half = world.block_half(goal.block)
+    level = abs(offset[2] - half - world.block_half(goal.onto)) < 0.3 * half
     return bool(level and world.is_resting_on(goal.block, goal.onto) and _is_released(world, goal.block))
 
 
@@ -94,6 +100,22 @@ TASKS = {
                 "reach for the {block} block",
                 "move to the {block} cube",
             ),
+            (
+                "touch the {block} cube",
+                "touch the {block} brick",
+                "tap the {block} brick",
+                "reach for the {block} cube",
+                "reach the {block} block",
+                "go to the {block} block",
+                "please go to the {block} brick",
+                "please touch the {block} block",
+            ),
+            (
+                "tap the {block} block",
+                "reach the {block} brick",
+                "move to the {block} block",
+                "please touch the {block} cube",
+            ),
             max_episode_steps=120,
             hold_steps=1,
             is_done=_is_touched,
@@ -101,6 +123,22 @@ TASKS = {
         Task(
             "Lift",
             ("pick up the {block} block", "lift the {block} cube", "grab the {block} block", "raise the {block} cube"),
+            (
+                "pick up the {block} cube",
+                "pick the {block} brick up",
+                "lift the {block} brick",
+                "lift up the {block} block",
+                "take the {block} block",
+                "grab the {block} brick",
+                "hold up the {block} cube",
+                "please raise the {block} block",
+            ),
+            (
+                "pick the {block} block up",
+                "grab the {block} cube",
+                "take the {block} brick",
+                "please lift the {block} cube",
+            ),
             max_episode_steps=200,
             hold_steps=5,
             is_done=_is_lifted,
@@ -113,6 +151,22 @@ TASKS = {
                 "drop the {block} block in the tray",
                 "move the {block} cube to the tray",
             ),
+            (
+                "put the {block} cube into the tray",
+                "put the {block} brick in the tray",
+                "place the {block} block in the tray",
+                "drop the {block} brick into the tray",
+                "move the {block} block into the tray",
+                "set the {block} brick in the tray",
+                "please put the {block} cube in the tray",
+                "please move the {block} brick to the tray",
+            ),
+            (
+                "put the {block} block into the tray",
+                "drop the {block} cube in the tray",
+                "move the {block} brick into the tray",
+                "please place the {block} block in the tray",
+            ),
             max_episode_steps=300,
             hold_steps=5,
             is_done=_is_in_tray,
@@ -124,6 +178,22 @@ TASKS = {
                 "put the {block} cube on the {onto} cube",
                 "place the {block} block on top of the {onto} block",
                 "set the {block} cube on the {onto} block",
+            ),
+            (
+                "stack the {block} cube on the {onto} cube",
+                "stack the {block} brick onto the {onto} block",
+                "put the {block} block on the {onto} block",
+                "put the {block} brick on top of the {onto} brick",
+                "place the {block} cube on the {onto} one",
+                "set the {block} block onto the {onto} cube",
+                "please stack the {block} block on the {onto} one",
+                "please put the {block} cube onto the {onto} block",
+            ),
+            (
+                "stack the {block} cube onto the {onto} block",
+                "put the {block} brick on the {onto} block",
+                "place the {block} block on the {onto} cube",
+                "please set the {block} cube on the {onto} one",
             ),
             max_episode_steps=300,
             hold_steps=5,

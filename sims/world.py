@@ -6,13 +6,16 @@ from numpy.typing import NDArray
 
 from pi0_control.robot import RobotSpec
 from sims.kinematics import ArmKinematics, gripper_down
-from sims.scene import BLOCK_COLOURS, BLOCK_HALF_M, FINGER_TRAVEL_M, TIMESTEP_S, TRAY_CENTRE_M, TRAY_HALF_M, build_scene
+from sims.scene import BLOCK_COLOURS, FINGER_TRAVEL_M, TIMESTEP_S, TRAY_CENTRE_M, TRAY_HALF_M, build_scene
+from sims.variation import Variation, draw_half
 
 BLOCK_REGION_M = ((0.30, -0.20), (0.52, 0.22))
 """Corners (x, y) of the part of the table where blocks start; the tray lies beside it."""
 BLOCK_SPACING_M = 0.10
 START_REGION_M = ((0.27, -0.16, 0.16), (0.46, 0.16, 0.34))
 """Corners (x, y, z) of the box where the tool centre point starts."""
+VARIED_START_REGION_M = ((0.25, -0.20, 0.12), (0.48, 0.20, 0.38))
+VARIED_START_RAD = 0.03
 _SERVO_UPDATES = 5  # times a control period that the servos' set point moves, so that motion is smooth
 
 
@@ -31,6 +34,7 @@ class TabletopWorld:
         self.model = build_scene(robot).compile()
         self.data = mujoco.MjData(self.model)
         self.kinematics = ArmKinematics(robot)
+        self._variation = Variation(self.model)
         arm = len(robot.joints) - 1
         self._scale = np.r_[np.ones(arm), FINGER_TRAVEL_M]  # joint unit of the robot -> of MuJoCo
         self._qpos = np.array([int(self.model.joint(name).qposadr[0]) for name in robot.joint_names])
@@ -43,23 +47,42 @@ class TabletopWorld:
         self._updates = max(1, round(robot.dt_s / TIMESTEP_S / _SERVO_UPDATES))
 
     def reset(self, rng: np.random.Generator) -> None:
-        """New block places and a new start pose, all drawn from ``rng``."""
+        """The plain scene with new block places and a new start pose, all drawn from ``rng``."""
+        self._variation.reset()
         mujoco.mj_resetData(self.model, self.data)
-        self.scatter_blocks(rng)
+        self._scatter_blocks(rng)
         start = rng.uniform(*START_REGION_M)
         joints = self.kinematics.solve(self.robot.home[:-1], start, gripper_down(rng.uniform(-0.3, 0.3)))
         self.place_arm(np.r_[joints, self.robot.home[-1]])
 
-    def scatter_blocks(self, rng: np.random.Generator) -> None:
+    def vary(self, aspects: frozenset[str], rng: np.random.Generator) -> None:
+        """Change these aspects (:data:`sims.variation.ASPECTS`) of a scene that was just reset."""
+        self._variation.draw_looks(aspects, rng)
+        if "size" in aspects:
+            for block, address in zip(self.blocks, self._block_qpos, strict=True):
+                self._variation.resize_block(block, draw_half(rng))
+                self.data.qpos[address + 2] = self.block_half(block)
+        if "start" in aspects:
+            start, turn = rng.uniform(*VARIED_START_REGION_M), rng.uniform(-0.6, 0.6)
+            joints = self.kinematics.solve(self.robot.home[:-1], start, gripper_down(turn))
+            joints = joints + rng.normal(0, VARIED_START_RAD, len(joints)).astype(np.float32)
+            self.place_arm(np.clip(np.r_[joints, rng.uniform(0, 1)], self.robot.lower, self.robot.upper))
+        if "distractors" in aspects:
+            places = [self.data.qpos[address : address + 2] for address in self._block_qpos]
+            self._variation.lay_distractors(self.data, places, rng)
+        mujoco.mj_forward(self.model, self.data)
+
+    def _scatter_blocks(self, rng: np.random.Generator) -> None:
         """Lay the blocks on free places of the table, with a small turn each."""
         places: list[NDArray[np.float64]] = []
         while len(places) < len(self.blocks):
             place = rng.uniform(*BLOCK_REGION_M)
             if all(np.linalg.norm(place - other) > BLOCK_SPACING_M for other in places):
                 places.append(place)
-        for address, place in zip(self._block_qpos, places, strict=True):
+        for block, address, place in zip(self.blocks, self._block_qpos, places, strict=True):
             yaw = rng.uniform(-0.3, 0.3)
-            self.data.qpos[address : address + 7] = [*place, BLOCK_HALF_M, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+            turn = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+            self.data.qpos[address : address + 7] = [*place, self.block_half(block), *turn]
 
     def place_block(self, block: str, position_m: NDArray[np.floating]) -> None:
         """Put a block somewhere, upright and at rest."""
@@ -107,6 +130,10 @@ class TabletopWorld:
         finger_axis = self.data.site("tcp").xmat.reshape(3, 3)[:, 1]
         return float(np.arctan2(-finger_axis[0], finger_axis[1]))
 
+    def block_half(self, block: str) -> float:
+        """Half the edge of a block [m]."""
+        return float(self.model.geom(block).size[0])
+
     def block_position(self, block: str) -> NDArray[np.float64]:
         """Centre of a block (3,) [m]."""
         return self.data.body(block).xpos.copy()
@@ -139,7 +166,8 @@ class TabletopWorld:
     def is_in_tray(self, block: str) -> bool:
         """Whether the block's centre is within the tray's walls and below their rim."""
         x, y, z = self.block_position(block) - [*TRAY_CENTRE_M, 0]
-        return bool(max(abs(x), abs(y)) < TRAY_HALF_M - 0.5 * BLOCK_HALF_M and z < 2 * BLOCK_HALF_M)
+        half = self.block_half(block)
+        return bool(max(abs(x), abs(y)) < TRAY_HALF_M - 0.5 * half and z < 2 * half)
 
     def _contacts(self) -> dict[str, set[int]]:
         """Geoms in contact with each block."""

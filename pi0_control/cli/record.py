@@ -1,8 +1,14 @@
 """``pi0 record``."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pi0_control.cli.terminal import check_counts, progress_bars
+
+if TYPE_CHECKING:
+    from sims.record import Pilot
+    from sims.tabletop_env import TabletopEnv
 
 
 def record(
@@ -11,6 +17,8 @@ def record(
     seed: int = 0,
     *,
     out: Path,
+    perturb: str = "none",
+    pilot: str | None = None,
 ) -> None:
     """Record demonstrations of the scripted expert as a LeRobotDataset v3.0; goes on where an earlier run stopped.
 
@@ -20,15 +28,39 @@ def record(
         episodes: episodes the dataset shall hold in the end.
         seed: from which all scenes are drawn.
         out: folder of the dataset.
+        perturb: what varies in half of the scenes: camera, light, colour, size, distractors, wording, start, or all.
+        pilot: a policy that acts first for a random while that is not recorded; the expert takes over from the states
+            it reaches, so that the policy learns to correct itself.
     """
     from pi0_control.robot import RobotSpec
     from pi0_control.train.writer import DatasetWriter
     from sims import record as recorder
     from sims.scene import BLOCK_COLOURS
+    from sims.variation import aspects_of
 
     check_counts(episodes, seed)
     recorder.recorded_tasks(task)  # refuses a wrong name before the folder is made
+    aspects_of(perturb)
+    make_pilot = _pilot_factory(pilot) if pilot else None
     with DatasetWriter(out, RobotSpec.from_yaml("arm6"), tuple(BLOCK_COLOURS)) as writer, progress_bars() as progress:
         bar = progress.add_task(", ".join(task), total=episodes, completed=writer.num_episodes)
-        recorder.record(task, episodes, seed, writer, on_episode=lambda count: progress.update(bar, completed=count))
+        recorder.record(
+            task,
+            episodes,
+            seed,
+            writer,
+            perturb=perturb,
+            make_pilot=make_pilot,
+            on_episode=lambda count: progress.update(bar, completed=count),
+        )
     print(f"{out}: {writer.num_episodes} episodes, {writer.num_frames} frames.")
+
+
+def _pilot_factory(policy: str) -> Callable[["TabletopEnv"], "Pilot"]:
+    """How to make the agent that acts first in an environment."""
+    from pi0_control.control.agent import Pi0Agent
+    from pi0_control.policy import Pi0Policy
+    from pi0_control.robot import RobotSpec
+
+    loaded = Pi0Policy.from_pretrained(policy, robot=RobotSpec.from_yaml("arm6"))
+    return lambda env: Pi0Agent(loaded)
