@@ -7,11 +7,12 @@ from typing import Any
 import tyro
 
 from pi0_control.cli.evaluate import evaluate
+from pi0_control.cli.inspect import inspect
 from pi0_control.cli.record import record
 from pi0_control.cli.train import train
 from pi0_control.errors import Pi0Error
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"eval": evaluate, "record": record, "train": train}
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {"eval": evaluate, "inspect": inspect, "record": record, "train": train}
 EXTRA_OF = {"pyarrow": "train", "tensorboard": "train"}
 
 
