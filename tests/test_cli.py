@@ -25,6 +25,14 @@ def test_help_names_the_subcommands() -> None:
         (["eval", "--policy", "nowhere/at/all"], "nowhere/at/all"),
         (["eval", "--policy", "expert", "--episodes", "0"], "--episodes is 0; expected 1 or more."),
         (["eval", "--policy", "expert", "--seed", "-1"], "--seed is -1; expected 0 or more."),
+        (["eval", "--parallel", "0"], "--parallel is 0; expected 1 or more."),
+        (["eval", "--videos", "-1"], "--videos is -1; expected 0 or more."),
+        (["eval", "--show", "--parallel", "2"], "--show watches one episode at a time; --parallel is 2."),
+        (["eval", "--perturb", "fog"], "No suite 'fog'; the suites are none, camera, light"),
+        (["eval", "--mask-cameras", "top"], "No camera 'top'; the cameras are base_0_rgb"),
+        (["eval", "--instruction", "sung"], "No instruction 'sung'; expected one of original, swapped, shuffled."),
+        (["eval", "--policy", "expert", "--mask-cameras", "all"], "expert neither reads nor looks"),
+        (["eval", "--policy", "expert", "--against", "expert"], "--against names a policy twice: expert, expert."),
         (["eval", "--policy", "expert", "--task", "Reach", "--out", "/dev/null/x"], "/dev/null/x: Not a directory."),
         (["record", "--seed", "-1", "--out", "x"], "--seed is -1; expected 0 or more."),
         (["record", "--episodes", "0", "--out", "x"], "--episodes is 0; expected 1 or more."),
@@ -49,13 +57,33 @@ def test_unknown_option_exits_with_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_eval_writes_figures_and_a_video(monkeypatch, capsys, tmp_path) -> None:
+def test_eval_writes_figures_videos_and_a_report(monkeypatch, capsys, tmp_path) -> None:
     out = tmp_path / "out"
-    arguments = ["pi0", "eval", "--policy", "expert", "--task", "Reach", "--episodes", "2", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", arguments)
+    arguments = ["--task", "Reach", "--episodes", "2", "--perturb", "none", "all", "--against", "random"]
+    monkeypatch.setattr(sys, "argv", ["pi0", "eval", "--policy", "expert", *arguments, "--out", str(out)])
     cli.main()
-    assert "100% (2/2)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "expert: 2 episodes a task, seeds 100000 to 100001" in printed
+    assert "100% (2/2)" in printed
+    assert max(map(len, printed.splitlines())) <= cli.evaluate.TABLE_WIDTH
     results = json.loads((out / "results.json").read_text())
-    assert results["tasks"]["Reach"]["success_rate"] == 1.0
+    runs = {(run["policy"], run["suite"]): run for run in results["runs"]}
+    assert list(runs) == [("expert", "none"), ("random", "none"), ("expert", "all"), ("random", "all")]
+    assert runs["expert", "none"]["success_rate"] == 1.0
+    assert [row["suite"] for row in results["comparisons"]] == ["none", "all"]
     assert "mujoco" in results["versions"]
-    assert (out / "Reach.mp4").is_file()
+    for run in results["runs"]:
+        assert (out / run["episode_results"][0]["video"]).is_file()
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_eval_names_a_control_as_such(monkeypatch, capsys, tmp_path) -> None:
+    arguments = ["--task", "Reach", "--episodes", "1", "--videos", "0", "--instruction", "swapped"]
+    monkeypatch.setattr(sys, "argv", ["pi0", "eval", "--policy", "expert", *arguments, "--out", str(tmp_path)])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "CONTROL, expert [swapped instruction]: 1 episodes" in printed
+    assert "changed which block was taken in 1 of 1 scenes" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["policy"], results["instruction"]) == ("expert [swapped instruction]", "swapped")
+    assert results["swaps"][0]["changed"] == 1

@@ -81,15 +81,6 @@ def test_a_swap_counts_where_a_block_was_taken_both_times_and_another_one() -> N
     assert (count.task, count.changed, count.scenes) == ("Reach", 2, 4)
 
 
-def test_a_control_bears_another_name_than_the_policy() -> None:
-    plain = Setting("outputs/mine")
-    control = replace(plain, instruction="shuffled", masked_cameras=("left", "right"))
-    assert plain.label == "outputs/mine"
-    assert control.label == "outputs/mine [shuffled instruction, without left+right]"
-    assert plain.video_name(7) == "outputs-mine_none_Reach_7.mp4"
-    assert control.video_name(7) == "outputs-mine-shuffled-instruction-without-left+right_none_Reach_7.mp4"
-
-
 def test_expert_episodes_are_filmed_and_written(tmp_path) -> None:
     seen: list[EpisodeResult] = []
     videos = tmp_path / "out" / "videos"

@@ -6,20 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from tiny_policy import ARM6, tiny_policy
 
 from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.model.config import Pi0Config, SiglipConfig
-from pi0_control.model.pi0 import Pi0
-from pi0_control.policy import NormStats, Pi0Policy, PolicyConfig, Tokenizer, VectorStats
-from pi0_control.policy.train_tokenizer import BUNDLED_FILE
-from pi0_control.robot import RobotSpec
+from pi0_control.policy import Pi0Policy
 from sims.controls import without_cameras
 from sims.episode import EpisodeResult, Setting
 from sims.pool import LocalPool, WorkerPool, open_pool
 from sims.simulator import Job
 
-ARM6 = RobotSpec.from_yaml("arm6")
 BLIND = Setting("tiny", "Reach", masked_cameras=ARM6.cameras, execution_horizon=3)
 
 
@@ -28,18 +23,6 @@ def workers() -> Iterator[WorkerPool]:
     pool = WorkerPool(3)
     yield pool
     pool.close()
-
-
-def tiny_policy() -> Pi0Policy:
-    vision = SiglipConfig(image_size=16, width=16, depth=0, num_heads=2, mlp_dim=32, stem="conv", stem_channels=(8,))
-    sizes: dict[str, Any] = {"prefix_width": 16, "prefix_mlp_dim": 32, "action_width": 16, "action_mlp_dim": 32}
-    heads: dict[str, Any] = {"depth": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
-    widths: dict[str, Any] = {"vocab_size": 256, "action_dim": 7, "action_horizon": 6, "max_token_len": 16}
-    model = Pi0Config(vision=vision, attn_backend="eager", **sizes, **heads, **widths)
-    torch.manual_seed(0)
-    stats = VectorStats(np.zeros(7), np.full(7, 0.05), None, None)
-    config = PolicyConfig.for_robot(ARM6, model, num_steps=2)
-    return Pi0Policy(Pi0(model), config, NormStats(stats, stats), Tokenizer(BUNDLED_FILE, model.max_token_len))
 
 
 class Recorder:

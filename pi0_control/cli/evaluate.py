@@ -154,11 +154,7 @@ def _run(
 ) -> "RunResult":
     from sims.evaluate import evaluate_run
 
-    words = [
-        setting.task,
-        *([setting.suite] if setting.suite != "none" else []),
-        *([setting.label] if options.against else []),
-    ]
+    words = [setting.label, *([setting.suite] if setting.suite != "none" else []), setting.task]
     counter = _SuccessCounter(progress, progress.add_task(" ".join(words), total=options.episodes, success=""))
     return evaluate_run(
         setting,
@@ -214,7 +210,7 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
         yield Text(f"\n{name} (first) against others in the same scenes", "bold")
         yield comparison_table(comparisons)
         yield Text(COMPARISON_LEGEND, "dim")
-    yield from map(Text, swap_lines(count_swaps(results)))
+    yield from (Text(line, "bold") for line in swap_lines(count_swaps(results)))
 
 
 def _about(options: EvalOptions, contestants: list["Setting"]) -> dict[str, Any]:
