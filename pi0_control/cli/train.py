@@ -1,10 +1,19 @@
 """``pi0 train``."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from pi0_control.errors import ConfigError
 from pi0_control.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from pi0_control.policy import PolicyConfig
+
+Variant = Literal["mini", "pi0", "pi05"]
+PROMPT_TOKENS = 48  # of mini on another robot, whose prompts may be longer than those of the bundled tasks
 
 
 def train(
@@ -13,35 +22,57 @@ def train(
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008  frozen
     grounding: tuple[Path, ...] = (),
     init: str | None = None,
+    robot: str | None = None,
+    variant: Variant | None = None,
+    cameras: dict[str, str] = {},  # noqa: B006  never changed
     resume: bool = False,
 ) -> None:
     """Train a policy on recorded demonstrations; the result is a policy directory for ``pi0 eval --policy``.
 
     Args:
-        dataset: one or more folders of demonstrations (LeRobotDataset v3.0).
-        out: the policy directory to write; checkpoint.pt and train_log.jsonl go there too.
+        dataset: one or more folders of demonstrations (LeRobotDataset v3.0, v2.1 or v2.0).
+        out: the policy directory to write; checkpoint.pt, train_log.jsonl and tensorboard/ go there too.
         config: of the training.
         grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first.
-        init: a policy to start from, by name or directory, instead of random weights at mini's size.
+        init: a policy to start from, by name or directory, with its robot, instead of random weights.
+        robot: the robot of a policy that starts from random weights: a YAML file, or ``arm6``, which is the default.
+        variant: its size; mini is the default.
+        cameras: pairs of a camera of the robot and what the recordings call it, where that is another name.
         resume: go on from the checkpoint in ``out``.
     """
-    from pi0_control.model import Pi0Config
-    from pi0_control.policy import PolicyConfig
-    from pi0_control.robot import RobotSpec
     from pi0_control.train.training import train as run
     from sims.record import grounding_wordings
 
-    fresh = PolicyConfig.for_robot(
-        RobotSpec.from_yaml("arm6"), Pi0Config.preset("mini"), execution_horizon=4, num_steps=5
-    )
+    if init and (robot or variant):
+        raise ConfigError("--init brings its own robot and size; expected it without --robot and --variant.")
     run(
         config,
         dataset,
         out,
-        None if init else fresh,
+        None if init else fresh_policy(robot, variant or "mini"),
         grounding_roots=grounding,
         templates=grounding_wordings(),
         init=init,
+        camera_names=cameras,
         resume=resume,
     )
     print(f"{out}: try it with  pi0 eval --policy {out}")
+
+
+def fresh_policy(robot: str | None, variant: Variant) -> "PolicyConfig":
+    """A policy with random weights; where another robot needs more joints or cameras, the model gets them."""
+    from pi0_control.model import Pi0Config
+    from pi0_control.policy import PolicyConfig
+    from pi0_control.robot import RobotSpec
+
+    spec, model = RobotSpec.from_yaml(robot or "arm6"), Pi0Config.preset(variant)
+    if robot:
+        model = replace(
+            model,
+            action_dim=max(model.action_dim, len(spec.joints)),
+            num_cameras=max(model.num_cameras, len(spec.cameras)),
+            max_token_len=max(model.max_token_len, PROMPT_TOKENS),
+        )
+    if variant == "mini":
+        return PolicyConfig.for_robot(spec, model, execution_horizon=4, num_steps=5)
+    return PolicyConfig.for_robot(spec, model)

@@ -11,6 +11,7 @@ from pi0_control.errors import DatasetError
 from pi0_control.model import ModelInputs, sample_time
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.transforms import PolicyTransforms
+from pi0_control.train.augment import saturate, turn_and_crop
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World
@@ -67,6 +68,7 @@ class FrameImages:
         self._used = [slot for slot, camera in enumerate(config.cameras.values()) if camera is not None]
         self._num_slots = len(config.cameras)
         self._wrists = [slot for slot, name in enumerate(config.cameras) if "wrist" in name and slot in self._used]
+        self._fixed = [slot for slot in self._used if slot not in self._wrists]
 
     def get(self, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images float32 [B, cameras, 3, S, S] in [-1, 1] and their masks bool [B, cameras]."""
@@ -79,10 +81,18 @@ class FrameImages:
         return images, masks
 
     def augment(self, images: Tensor, masks: Tensor, config: TrainConfig, draws: Draws) -> None:
-        """Change light and contrast of every image by chance, and mask one wrist camera now and then; in place."""
+        """Change every image by chance, and mask one wrist camera now and then; in place. What is off draws nothing."""
+        if self._fixed and (config.crop < 1 or config.rotation_deg):
+            right, down, turn = (2 * draws.uniform(len(masks), len(self._fixed), 3) - 1).flatten(0, 1).unbind(-1)
+            views, shift = images[:, self._fixed].flatten(0, 1), torch.stack([right, down], dim=-1)
+            views = turn_and_crop(views, config.crop, shift, config.rotation_deg * turn)
+            images[:, self._fixed] = views.unflatten(0, (len(masks), -1))
         shape = (*masks.shape, 1, 1, 1)
         images.mul_(1 + config.contrast_jitter * draws.normal(*shape))
-        images.add_(config.brightness_jitter * draws.normal(*shape)).clamp_(-1, 1)
+        images.add_(config.brightness_jitter * draws.normal(*shape))
+        if config.saturation_jitter:
+            saturate(images, 1 + config.saturation_jitter * draws.normal(*shape))
+        images.clamp_(-1, 1)
         if config.camera_dropout and self._wrists:
             dropped = draws.uniform(len(masks)) < config.camera_dropout
             wrists = torch.tensor(self._wrists, device=masks.device)

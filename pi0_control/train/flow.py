@@ -126,9 +126,13 @@ class FlowStage:
         return self._weight > 0
 
     def _noise(self, batch: int, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Noise [B * K, H, action_dim] and times [B * K]."""
+        """Noise [B * K, H, action_dim] and times [B * K], or [B * K, H] where first actions may be known."""
         rows, model = batch * self._config.noise_draws_per_prefix, self._transforms.config.model
-        return draws.normal(rows, model.action_horizon, model.action_dim), draws.times(rows)
+        noise, time = draws.normal(rows, model.action_horizon, model.action_dim), draws.times(rows)
+        if self._config.rtc_max_delay:
+            known = torch.from_numpy(draws.integers(self._config.rtc_max_delay + 1, rows, 1)).to(draws.device)
+            time = time[:, None] * (torch.arange(model.action_horizon, device=draws.device) >= known)
+        return noise, time
 
     def _weighed(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         losses.pop("predicted", None)
@@ -143,7 +147,8 @@ def flow_losses(
 
     Args:
         noise: [B * K, H, action_dim], the draws of a frame in a row.
-        time: [B * K], 1 noise .. 0 data.
+        time: [B * K], 1 noise .. 0 data; or [B * K, H], where 0 marks known actions. These are not learned, and the
+            others of their chunk count for them.
         locate: also tell where the named objects are.
 
     Returns:
@@ -158,6 +163,9 @@ def flow_losses(
     state = inputs.state.repeat_interleave(draws, dim=0)
     error = learner.policy.flow_error(repeated, state, actions, noise, time).sum(-1)
     shares = targets.action_shares.repeat_interleave(draws, dim=0)
+    if time.dim() == 2:
+        learned = (time > 0).to(shares)
+        shares = shares * learned / learned.mean(dim=1, keepdim=True)
     losses = {"flow_loss": (error * shares).sum() / (draws * targets.joints)}
     if locate:
         assert cache.hidden is not None

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
+from pi0_control.model.lora import add_lora, merged_state
+from pi0_control.model.parts import freeze
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, Pi0Policy
@@ -36,12 +39,23 @@ MINI_TOKENIZER = POLICIES_DIR / "mini" / TOKENIZER_FILE
 _MIN_SPREAD = 1e-3  # a joint that hardly moves must not blow up when it is normalised
 _FREE_TO_CHANGE = (
     "device",
+    "gradient_checkpointing",
     "parallel",
     "threads",
     "log_every",
     "validate_every",
     "checkpoint_every",
 )  # when a run is resumed
+_ADDED_LATER = (
+    "freeze",
+    "lora",
+    "lora_rank",
+    "lora_alpha",
+    "rtc_max_delay",
+    "saturation_jitter",
+    "crop",
+    "rotation_deg",
+)  # left out where they have their defaults, so that runs from before them can be resumed
 
 
 def train(
@@ -55,6 +69,7 @@ def train(
     tokenizer: str | Path = MINI_TOKENIZER,
     init: str | Path | None = None,
     keep_norm_stats: bool = False,
+    camera_names: Mapping[str, str] = MappingProxyType({}),
     resume: bool = False,
     cache_dir: str | Path | None = None,
     show_progress: bool = True,
@@ -74,6 +89,7 @@ def train(
         tokenizer: SentencePiece model of a policy that starts from random weights.
         init: a policy (name or directory) to start from, instead of ``policy_config`` and ``tokenizer``.
         keep_norm_stats: normalise as ``init`` does, not by the statistics of the demonstrations.
+        camera_names: what the recordings call a camera of the robot, where that is not its name.
         resume: go on from the checkpoint in ``out``.
         cache_dir: where decoded images are kept; by default a folder ``.cache`` beside each first root.
         show_progress: draw progress bars and print validation scores.
@@ -98,13 +114,14 @@ def train(
             torch.set_num_threads(config.threads)
         dataset = Dataset.open(dataset_roots)
         model, transforms = _start(config, dataset, policy_config, tokenizer, init, keep_norm_stats)
+        _prepare(model, config)
         show_progress = show_progress and world.is_main
         with world.main_first():
-            data = [(dataset, *_images(dataset, transforms.config, cache_dir, show_progress))]
+            data = [(dataset, *_images(dataset, transforms.config, camera_names, cache_dir, show_progress))]
             if grounding_roots:
                 scenes = Dataset.open(grounding_roots)
                 _check_fit(scenes, transforms.config)
-                data.append((scenes, *_images(scenes, transforms.config, cache_dir, show_progress)))
+                data.append((scenes, *_images(scenes, transforms.config, camera_names, cache_dir, show_progress)))
         stages: list[Stage] = []
         if grounding_roots:
             stages.append(GroundingStage(scenes, data[1][1], transforms, templates, config))
@@ -168,20 +185,29 @@ def _start(
     keep_norm_stats: bool,
 ) -> tuple[Pi0, PolicyTransforms]:
     """The network to start from and the transforms of its policy."""
-    frames, _ = split_episodes(dataset, config.validation_fraction, config.seed)
-    if init is not None:
-        policy = Pi0Policy.from_pretrained(init)
-        _check_fit(dataset, policy.config)
-        if keep_norm_stats:
-            return policy.model, policy.transforms
-        norm_stats = compute_norm_stats(dataset, policy.config, frames)
-        return policy.model, PolicyTransforms(policy.config, norm_stats, policy.transforms.tokenizer)
+    policy = None if init is None else Pi0Policy.from_pretrained(init)
+    policy_config = policy.config if policy else policy_config
     assert policy_config is not None
+    policy_config = replace(policy_config, rtc_max_delay=config.rtc_max_delay)
     _check_fit(dataset, policy_config)
-    pieces = Tokenizer(tokenizer, policy_config.model.max_token_len)
-    transforms = PolicyTransforms(policy_config, compute_norm_stats(dataset, policy_config, frames), pieces)
+    if policy and keep_norm_stats:
+        norm_stats = policy.transforms.norm_stats
+    else:
+        frames, _ = split_episodes(dataset, config.validation_fraction, config.seed)
+        norm_stats = compute_norm_stats(dataset, policy_config, frames)
+    pieces = policy.transforms.tokenizer if policy else Tokenizer(tokenizer, policy_config.model.max_token_len)
+    transforms = PolicyTransforms(policy_config, norm_stats, pieces)
     torch.manual_seed(config.seed)
-    return Pi0(policy_config.model), transforms
+    return policy.model if policy else Pi0(policy_config.model), transforms
+
+
+def _prepare(model: Pi0, config: TrainConfig) -> None:
+    """Freeze parts, add adapters and set what is kept for the backward pass."""
+    torch.manual_seed(config.seed)
+    freeze(model, config.freeze)
+    add_lora(model, config.lora, config.lora_rank, config.lora_alpha)
+    if config.gradient_checkpointing:
+        model.checkpoint_gradients()
 
 
 def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
@@ -199,10 +225,24 @@ def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
 
 
 def _images(
-    dataset: Dataset, config: PolicyConfig, cache_dir: str | Path | None, show_progress: bool
+    dataset: Dataset,
+    config: PolicyConfig,
+    camera_names: Mapping[str, str],
+    cache_dir: str | Path | None,
+    show_progress: bool,
 ) -> tuple[NDArray[np.uint8], str]:
     """Decoded images of the cameras the policy looks through, and their fingerprint."""
-    cameras = [camera for camera in config.cameras.values() if camera is not None]
+    seen = [camera for camera in config.cameras.values() if camera is not None]
+    unknown = [camera for camera in camera_names if camera not in seen]
+    if unknown:
+        raise ConfigError(f"The policy does not look through a camera {unknown[0]!r}; it looks through {seen}.")
+    cameras = [camera_names.get(camera, camera) for camera in seen]
+    for camera, name in zip(seen, cameras, strict=True):
+        if name not in dataset.cameras:
+            raise DatasetError(
+                f"{dataset.roots[0]} has no camera {name!r}; it has {list(dataset.cameras)}, and --cameras {camera} "
+                f"NAME says which of them is the robot's {camera!r}."
+            )
     size, folder = config.model.vision.image_size, cache_dir or dataset.roots[0].absolute().parent / ".cache"
     images = decode_images(dataset, cameras, size, folder, show_progress=show_progress)
     return images, fingerprint(dataset, cameras, size)
@@ -210,7 +250,12 @@ def _images(
 
 def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence[str], templates: Sequence[str]) -> str:
     """Everything that the losses of a run depend on, as text."""
-    chosen = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
+    usual = vars(TrainConfig())
+    chosen = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in _FREE_TO_CHANGE and not (name in _ADDED_LATER and value == usual[name])
+    }
     tokenizer = hashlib.sha256(transforms.tokenizer.serialized).hexdigest()
     stats = asdict(transforms.norm_stats)
     parts = [chosen, transforms.config.to_dict(), stats, tokenizer, list(marks), list(templates)]
@@ -227,7 +272,7 @@ def _saver(
             return  # it cannot act yet
         model = Pi0(transforms.config.model)
         policy = {name.removeprefix("policy."): v for name, v in averaged.items() if name.startswith("policy.")}
-        model.load_state_dict(policy)
+        model.load_state_dict(merged_state(policy, config.lora_alpha))
         provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
         policy_config = replace(transforms.config, provenance=provenance)
         Pi0Policy(model, policy_config, transforms.norm_stats, transforms.tokenizer).save(folder)
