@@ -15,7 +15,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_the_subcommands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("eval", "record", "train"))
+    assert all(name in done.stdout for name in ("eval", "inspect", "record", "train"))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def test_help_names_the_subcommands() -> None:
         (["record", "--episodes", "0", "--out", "x"], "--episodes is 0; expected 1 or more."),
         (["record", "--task", "scenes", "Reach", "--out", "x"], "recorded alone"),
         (["train", "--dataset", "nowhere", "--out", "x"], "nowhere"),
+        (["inspect", "nowhere"], "No file nowhere/meta/info.json; expected a LeRobotDataset there."),
     ],
 )
 def test_user_mistakes_are_one_sentence_and_exit_2(arguments, message, monkeypatch, capsys, tmp_path) -> None:
