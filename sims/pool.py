@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ from pi0_control.types import ActionChunk, Observation
 from sims.episode import EpisodeResult
 from sims.simulator import Job, Noise, PolicyShape, Simulator
 
-STOP_S = 5.0
+STOP_S = 2.0
 
 
 class Pool(Protocol):
@@ -71,9 +73,9 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int) -> None:
-        methods = get_all_start_methods()  # forking this process would share its OpenGL and its threads
-        context = get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
+        context: ForkServerContext | SpawnContext = get_context("spawn")  # a fork would share OpenGL and threads
+        if "forkserver" in get_all_start_methods():
+            context = get_context("forkserver")
             context.set_forkserver_preload([__name__])  # imports once for all workers
         self._processes: dict[Connection, BaseProcess] = {}
         for _ in range(workers):
@@ -82,6 +84,8 @@ class WorkerPool:
             process.start()
             theirs.close()  # or its end would not be noticed
             self._processes[ours] = process
+        for pipe in self._processes:
+            self._receive(pipe)  # ready, so that the first episodes take no longer than the rest
 
     def play(self, jobs: Iterable[Job], policy: Policy | None = None) -> Iterator[EpisodeResult]:
         """Results as episodes end; a worker whose episode ended takes the next job at once.
@@ -103,7 +107,8 @@ class WorkerPool:
         for pipe in self._processes:
             begin(pipe)
         while playing:
-            for pipe in wait([pipe for pipe in playing if pipe not in asking]):
+            ready = wait([pipe for pipe in playing if pipe not in asking])
+            for pipe in [pipe for pipe in playing if pipe in ready]:
                 message = self._receive(pipe)
                 if isinstance(message, EpisodeResult):
                     yield message
@@ -118,9 +123,11 @@ class WorkerPool:
         """End the workers, also those amid an episode."""
         for pipe in self._processes:
             pipe.close()
+        stop_s = time.monotonic() + STOP_S
         for process in self._processes.values():
-            process.join(STOP_S)
+            process.join(max(0.0, stop_s - time.monotonic()))
             process.terminate()
+            process.join()
         self._processes.clear()
 
     def _answer(self, policy: Policy, asking: dict[Connection, tuple[Observation, Noise]]) -> None:
@@ -162,6 +169,7 @@ def _work(pipe: Connection) -> None:
 
     with closing(Simulator()) as simulator:
         try:
+            pipe.send("ready")
             while True:
                 job, shape = pipe.recv()
                 try:

@@ -107,7 +107,7 @@ class Simulator:
         keep = (lambda seen: film.append(seen["images"])) if film is not None else None
         result = run_episode(env, actor, job.seed, goal, keep)
         result = replace(result, prompt=prompt or result.prompt)
-        if film is None or (job.only_failure and result.is_success):
+        if job.video is None or film is None or (job.only_failure and result.is_success):
             return result
         caption = f"{result.prompt}  [{setting.control}]" if setting.control else result.prompt
         write_video(job.video, film, caption, result.is_success, env.metadata["render_fps"])

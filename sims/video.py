@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 CAMERA_PIXELS = 336
 BANNER_PIXELS = 44
 LABEL_PIXELS = 22
+OUTCOME_PIXELS = 120
+PROMPT_SIZE = 0.68
 OUTCOME_S = 1.5
 JPEG_QUALITY = 92
 _INK, _PAPER, _GREEN, _RED = (30, 32, 36), (246, 246, 244), (22, 130, 60), (190, 40, 35)  # RGB
@@ -70,9 +72,18 @@ def compose(images: Mapping[str, NDArray[np.uint8]], prompt: str, outcome: str =
         views.append(framed)
     row = np.hstack(views)
     banner = np.full((BANNER_PIXELS, row.shape[1], 3), _PAPER, np.uint8)
-    write_text(banner, prompt, (12, 29), 0.68, _INK)
+    (width, _), _ = cv2.getTextSize(prompt, cv2.FONT_HERSHEY_SIMPLEX, PROMPT_SIZE, 1)
+    room = row.shape[1] - OUTCOME_PIXELS - 24
+    write_text(banner, prompt, (12, 29), PROMPT_SIZE * min(1.0, room / max(width, 1)), _INK)
     if outcome:
-        write_text(banner, outcome, (row.shape[1] - 120, 29), 0.68, _GREEN if outcome == "success" else _RED, 2)
+        write_text(
+            banner,
+            outcome,
+            (row.shape[1] - OUTCOME_PIXELS, 29),
+            PROMPT_SIZE,
+            _GREEN if outcome == "success" else _RED,
+            2,
+        )
     return np.vstack([banner, row])
 
 
@@ -93,4 +104,4 @@ def _squeeze(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _unsqueeze(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.imdecode(jpeg, cv2.IMREAD_COLOR).astype(np.uint8)
+    return np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.uint8)

@@ -105,7 +105,7 @@ def _check_numbers(options: EvalOptions) -> None:
 def _suites(names: tuple[str, ...]) -> tuple[str, ...]:
     from sims.variation import SUITES
 
-    for name in names:
+    for name in names or ("",):
         if name not in (*SUITES, EVERY_SUITE):
             raise ConfigError(f"No suite {name!r}; the suites are {', '.join(SUITES)}, or {EVERY_SUITE} for each.")
     return tuple(suite for suite in SUITES if suite in names or EVERY_SUITE in names)
