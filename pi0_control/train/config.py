@@ -56,7 +56,7 @@ class TrainConfig:
             ``final_learning_rate`` times the peak.
         warmup_steps: steps of the warm-up, at most half of a stage.
         final_learning_rate: where the cosine ends, as a fraction of the peak.
-        betas: of AdamW.
+        betas: how much AdamW keeps of its running means of gradients and of their squares.
         weight_decay: of AdamW; only matrices decay.
         clip_norm: gradients are clipped by their global norm.
         ema_decay: of the averaged weights, which are the ones saved; shorter at the start.
