@@ -122,6 +122,14 @@ def flow_batch(rows: int = 3) -> tuple[Any, FlowTargets, torch.Tensor]:
     return make_inputs(MODEL, rows), targets, torch.randn(2 * rows, MODEL.action_horizon, MODEL.action_dim)
 
 
+def test_several_draws_count_like_trainings_with_one_each() -> None:
+    inputs, targets, noise = flow_batch()
+    time = torch.rand(6)
+    whole = flow_losses(learner(), inputs, targets, noise, time, False)["flow_loss"]
+    parts = [flow_losses(learner(), inputs, targets, noise[k::2], time[k::2], False)["flow_loss"] for k in (0, 1)]
+    torch.testing.assert_close(whole, (parts[0] + parts[1]) / 2, atol=1e-5, rtol=0)
+
+
 def test_nothing_known_is_the_loss_without_real_time_chunking() -> None:
     (inputs, targets, noise), time = flow_batch(), torch.rand(6)
     each = time[:, None].expand(-1, MODEL.action_horizon)
@@ -204,6 +212,12 @@ def test_one_camera_goes_by_another_name(demonstrations: Path, tmp_path: Path) -
         run(quick, demonstrations, tmp_path, **options, camera_names={"side": "front"})
     policy = run(quick, demonstrations, tmp_path, **options, camera_names={"top": "front"})
     assert policy.config.robot.cameras == ("top", "wrist")
+
+
+def test_gradients_are_clipped(start: Path) -> None:
+    states = RunFolder(start).load().optimizer["state"].values()  # of one step
+    means = torch.stack([state["exp_avg"].norm() for state in states])
+    assert float(means.norm()) / (1 - QUICK.betas[0]) == pytest.approx(QUICK.clip_norm, rel=1e-3)
 
 
 def test_runs_from_before_a_switch_was_there_can_be_resumed(demonstrations: Path, start: Path) -> None:
