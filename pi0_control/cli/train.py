@@ -1,5 +1,6 @@
 """``pi0 train``."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +30,8 @@ def train(
 ) -> None:
     """Train a policy on recorded demonstrations; the result is a policy directory for ``pi0 eval --policy``.
 
+    On several GPUs: ``torchrun --nproc-per-node 4 --no-python pi0 train ... --device cuda``; they share each batch.
+
     Args:
         dataset: one or more folders of demonstrations (LeRobotDataset v3.0, v2.1 or v2.0).
         out: the policy directory to write; checkpoint.pt, train_log.jsonl and tensorboard/ go there too.
@@ -40,23 +43,30 @@ def train(
         cameras: pairs of a camera of the robot and what the recordings call it, where that is another name.
         resume: go on from the checkpoint in ``out``.
     """
+    from pi0_control.train.distributed import is_main_process
     from pi0_control.train.training import train as run
     from sims.record import grounding_wordings
 
     if init and (robot or variant):
         raise ConfigError("--init brings its own robot and size; expected it without --robot and --variant.")
-    run(
-        config,
-        dataset,
-        out,
-        None if init else fresh_policy(robot, variant or "mini"),
-        grounding_roots=grounding,
-        templates=grounding_wordings(),
-        init=init,
-        camera_names=cameras,
-        resume=resume,
-    )
-    print(f"{out}: try it with  pi0 eval --policy {out}")
+    try:
+        run(
+            config,
+            dataset,
+            out,
+            None if init else fresh_policy(robot, variant or "mini"),
+            grounding_roots=grounding,
+            templates=grounding_wordings(),
+            init=init,
+            camera_names=cameras,
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        if is_main_process() and (out / "checkpoint.pt").exists():
+            print(f"{out}: the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        raise
+    if is_main_process():
+        print(f"{out}: try it with  pi0 eval --policy {out}")
 
 
 def fresh_policy(robot: str | None, variant: Variant) -> "PolicyConfig":

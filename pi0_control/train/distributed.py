@@ -5,6 +5,7 @@ of those of the whole batch, so they and their gradients sum up to what one proc
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class World:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nobody writes into it
         mesh = init_device_mesh(self.device.type, (self.size,))
         layers = [part for part in module.modules() if isinstance(part, (GemmaLayer, SiglipBlock))]
         for part in (*layers, module):
@@ -108,9 +110,7 @@ class World:
         """The module, or its wrapper (DDP) that averages the gradients of a forward pass over the ranks."""
         if self.size == 1 or self.is_sharded:
             return module
-        return nn.parallel.DistributedDataParallel(  # static: a stage may leave parts unused
-            module, static_graph=True, broadcast_buffers=False
-        )
+        return nn.parallel.DistributedDataParallel(module, static_graph=True)  # a stage may leave the same parts unused
 
     def gather(self, state: Any) -> Any:
         """A state dict with whole tensors, on the main rank; to be called on all of them."""
@@ -152,6 +152,11 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, DTensor)
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks to the user, also before and after its world."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def join_world(config: TrainConfig) -> Iterator[World]:
     """Meet the processes that torchrun started; alone without it. GPUs talk through NCCL, CPUs through gloo.
@@ -164,12 +169,13 @@ def join_world(config: TrainConfig) -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         if device.index is not None:
             raise ConfigError(f"device is {config.device!r}; expected 'cuda': each process takes its own.")
         device = resolve_device(f"cuda:{local_rank}")
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE, device_id=device if on_gpu else None)
     try:
         yield World(rank, size, device, config.parallel)
     finally:

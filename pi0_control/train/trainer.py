@@ -124,7 +124,7 @@ class Trainer:
             while self._stage + 1 < len(self.stages):
                 self._next_stage()
                 self._run_stage(self.stages[self._stage])
-        self._publish()
+        self._publish(self.world.gather(self.averaged.state_dict()))
         return self.averaged
 
     @property
@@ -193,13 +193,12 @@ class Trainer:
 
     def _save(self) -> None:
         parts = self.learner, self.averaged, self._optimizer
-        whole = [self.world.gather(part.state_dict()) for part in parts]
-        self._folder.save(Checkpoint(self._settings, self._stage, self._step, *whole))
+        learner, averaged, optimizer = (self.world.gather(part.state_dict()) for part in parts)
+        self._folder.save(Checkpoint(self._settings, self._stage, self._step, learner, averaged, optimizer))
         if not self._is_done:  # else it comes at the end of the run
-            self._publish()
+            self._publish(averaged)
 
-    def _publish(self) -> None:
-        averaged = self.world.gather(self.averaged.state_dict())
+    def _publish(self, averaged: Mapping[str, Tensor]) -> None:
         if self.world.is_main:
             self._on_checkpoint(averaged, self.stages[self._stage].name, self._step)
         self.world.wait()
