@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_model import TINY, TINY_PI05, make_flow, make_inputs, make_model
 
+from pi0_control.errors import ConfigError
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.lora import add_lora, merged_state
 from pi0_control.model.parts import part_of
@@ -60,3 +61,9 @@ def test_only_adapters_and_other_parts_learn() -> None:
         assert is_trained or parameter.grad is None, name
     adapters = [name for name, _ in model.named_parameters() if "lora" in name]
     assert len(adapters) == TINY.depth * 4 * 2  # qkv, out, gate_up, down; A and B
+
+
+def test_a_part_without_layers_is_named() -> None:
+    model = Pi0(Pi0Config.preset("mini"))
+    with pytest.raises(ConfigError, match="vision has no layers for adapters"):
+        add_lora(model, ["vision"], rank=2, alpha=2.0)

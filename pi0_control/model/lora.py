@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pi0_control.errors import ConfigError
 from pi0_control.model.parts import Part, freeze, part_of
 from pi0_control.model.pi0 import Pi0
 
@@ -40,14 +41,26 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(model: Pi0, parts: Collection[Part], rank: int, alpha: float) -> None:
-    """Freeze some parts and put adapters beside the matrices of their layers, in place."""
+    """Freeze some parts and put adapters beside the matrices of their layers, in place.
+
+    Raises:
+        ConfigError: a part has no such matrix, as the image encoder of ``mini``.
+    """
     freeze(model, parts)
-    for name, module in list(model.named_modules()):
-        if part_of(name) in parts:
-            for child in _MATRICES:
-                base = getattr(module, child, None)
-                if isinstance(base, nn.Linear):
-                    setattr(module, child, LoraLinear(base, rank, alpha))
+    for part in parts:
+        bases = [
+            (module, child, base)
+            for name, module in model.named_modules()
+            if part_of(name) == part
+            for child in _MATRICES
+            if isinstance(base := getattr(module, child, None), nn.Linear)
+        ]
+        if not bases:
+            raise ConfigError(
+                f"The model's {part} has no layers for adapters (LoRA); expected it in freeze or nowhere."
+            )
+        for module, child, base in bases:
+            setattr(module, child, LoraLinear(base, rank, alpha))
 
 
 @torch.no_grad()
