@@ -82,9 +82,9 @@ class FlowStage:
         else:
             positions = np.zeros((*named.shape, 3), np.float32)
         arrays = (self._transforms.targets(actions, data.states[indices]), ~is_pad, positions, named >= 0)
-        chunks, real, where, named = (torch.from_numpy(np.asarray(a, np.float32)).to(world.device) for a in arrays)
+        chunks, real, where, is_named = (torch.from_numpy(np.asarray(a, np.float32)).to(world.device) for a in arrays)
         joints = len(self._transforms.config.robot.joints)
-        return FlowTargets(joints, chunks, world.share(real), where, world.share(named))
+        return FlowTargets(joints, chunks, world.share(real), where, world.share(is_named))
 
     @torch.no_grad()
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
