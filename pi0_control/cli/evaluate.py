@@ -89,7 +89,7 @@ def evaluate(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
                     write_results(options.out / "results.json", results, about)  # so that nothing measured is lost
     _print(results, options)
     write_report(options.out / "report.html", options.out / "results.json")
-    print(f"Figures: {options.out / 'results.json'}   Report, with videos: {options.out / 'report.html'}")
+    print(f"Figures: {options.out / 'results.json'}\nReport with videos: {options.out / 'report.html'}")
 
 
 def _check_numbers(options: EvalOptions) -> None:
