@@ -55,7 +55,9 @@ def dimensions_of(dataset: Dataset, feature: str) -> list[Dimension]:
         finite = column[np.isfinite(column)]
         remarks = [] if len(finite) == len(column) else [f"{len(column) - len(finite)} frames are not finite"]
         remarks += _remarks(finite)
-        if feature == layout.ACTION and np.array_equal(column, _column_or_none(dataset.states, index)):
+        if feature == layout.ACTION and np.array_equal(
+            dataset.states[:, index : index + 1], values[:, index : index + 1]
+        ):
             remarks.append("the same as the state")
         result.append(Dimension(name, _summary(finite), tuple(remarks)))
     return result
@@ -82,10 +84,6 @@ def _remarks(values: NDArray[np.float64]) -> list[str]:
     far = np.maximum(low - values, values - high) / span
     outside = far > FAR_OUTSIDE
     return [f"{outside.sum()} frames far out of range: up to {far.max():.1f} spans"] if outside.any() else []
-
-
-def _column_or_none(values: NDArray[np.float32], index: int) -> NDArray[np.float32] | None:
-    return values[:, index] if index < values.shape[1] else None
 
 
 def step_times(dataset: Dataset) -> NDArray[np.float64]:

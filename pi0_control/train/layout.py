@@ -199,8 +199,8 @@ def read_info(root: Path, versions: Sequence[str] = READABLE) -> dict[str, Any]:
     path = root / "meta" / "info.json"
     info = read_json(path)
     if info.get("codebase_version") not in versions:
-        expected = " or ".join(map(repr, versions))
-        raise DatasetError(f"{path} has codebase_version {info.get('codebase_version')!r}; expected {expected}.")
+        known = " or ".join(map(repr, versions))
+        raise DatasetError(f"{path} has codebase_version {info.get('codebase_version')!r}; expected {known}.")
     expected = {"features", "fps", "total_episodes", "data_path"}
     if any(feature.get("dtype") == "video" for feature in info.get("features", {}).values()):
         expected.add("video_path")

@@ -59,7 +59,7 @@ def read_video(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, NDArray
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         if from_s > 0:
-            container.seek(int(from_s / stream.time_base), stream=stream)
+            container.seek(int(from_s * av.time_base))
         for frame in container.decode(stream):
             yield float(frame.time), np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
