@@ -37,6 +37,13 @@ def test_a_crop_lies_where_it_is_shifted(shift: tuple[int, int], rows: slice, co
     assert torch.corrcoef(torch.stack([shrunk.flatten(), part.flatten()]))[0, 1] > 0.9  # elsewhere it is near 0
 
 
+def test_mixed_precision_moves_no_pixel() -> None:
+    images, angle = pictures(), torch.tensor([3.0, -4.0])
+    expected = turn_and_crop(images, 0.95, torch.ones(2, 2), angle)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(turn_and_crop(images, 0.95, torch.ones(2, 2), angle), expected)
+
+
 def test_saturation_keeps_the_grey() -> None:
     images = pictures()
     changed = images.clone()

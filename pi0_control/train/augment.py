@@ -17,12 +17,13 @@ def turn_and_crop(images: Tensor, crop: float, shift: Tensor, angle_deg: Tensor)
     Returns:
         [N, 3, S, S]; what lies outside of a picture repeats its border.
     """
+    line = (2 * torch.arange(images.shape[-1], device=images.device) + 1) / images.shape[-1] - 1
+    right, down = line[None, None, :], line[None, :, None]
     angle = torch.deg2rad(angle_deg)
-    cos, sin = crop * angle.cos(), crop * angle.sin()
-    rows = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))  # where each pixel comes from
-    affine = torch.cat([rows, (1 - crop) * shift[..., None]], dim=-1)
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    cos, sin = (crop * part[:, None, None] for part in (angle.cos(), angle.sin()))
+    from_right, from_down = ((1 - crop) * shift)[:, :, None, None].unbind(1)  # no matrix product: autocast rounds those
+    source = torch.stack([cos * right - sin * down + from_right, sin * right + cos * down + from_down], dim=-1)
+    return F.grid_sample(images, source, padding_mode="border", align_corners=False)
 
 
 def saturate(images: Tensor, factor: Tensor) -> None:
