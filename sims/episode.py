@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pi0_control.robot import RobotSpec
 from sims.expert import Expert
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import Goal
 
 EXPERT, RANDOM = "expert", "random"
+CAMERAS = RobotSpec.from_yaml("arm6").cameras
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,13 @@ class Setting:
     def control(self) -> str:
         """In words, what the policy is deprived of; empty for an honest run."""
         words = [] if self.instruction == "original" else [f"{self.instruction} instruction"]
-        return ", ".join([*words, *(["without " + "+".join(self.masked_cameras)] if self.masked_cameras else [])])
+        cameras = "cameras" if self.is_blind else "+".join(self.masked_cameras)
+        return ", ".join([*words, *([f"without {cameras}"] if cameras else [])])
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the policy gets no image at all."""
+        return set(self.masked_cameras) == set(CAMERAS)
 
     @property
     def label(self) -> str:

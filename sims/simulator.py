@@ -92,15 +92,14 @@ class Simulator:
     """Plays episodes one at a time; keeps the environment from one to the next where it fits."""
 
     def __init__(self) -> None:
-        self._robot = RobotSpec.from_yaml("arm6")
         self._env: TabletopEnv | None = None
         self._made_for: tuple[Any, ...] = ()
 
     def play(self, job: Job, shape: PolicyShape | None = None, ask: Ask | None = None) -> EpisodeResult:
         """Play one episode; a learned policy is known by its ``shape`` and inferred by ``ask``."""
         setting = job.setting
-        looks = not setting.is_scripted and len(setting.masked_cameras) < len(self._robot.cameras)
-        env = self._env_for(setting, is_blind=not looks and job.video is None)
+        is_unseen = setting.is_scripted or setting.is_blind
+        env = self._env_for(setting, is_blind=is_unseen and job.video is None)
         goal, prompt = instruct(env, setting.instruction, job.seed)
         actor = DeprivedActor(_actor(setting, env, shape, ask), prompt, setting.masked_cameras)
         film = Film() if job.video is not None else None

@@ -113,13 +113,12 @@ def _suites(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _contestants(options: EvalOptions) -> list["Setting"]:
     """The policy with the controls asked for, and those to compare it with, without."""
-    from pi0_control.robot import RobotSpec
     from sims.controls import INSTRUCTIONS, SWAPPED, find_cameras
-    from sims.episode import Setting
+    from sims.episode import CAMERAS, Setting
 
     if options.instruction not in INSTRUCTIONS:
         raise ConfigError(f"No instruction {options.instruction!r}; expected one of {', '.join(INSTRUCTIONS)}.")
-    masked = find_cameras(options.mask_cameras, RobotSpec.from_yaml("arm6").cameras)
+    masked = find_cameras(options.mask_cameras, CAMERAS)
     mode = "human" if options.show else None
     plain = [Setting(name, execution_horizon=options.execution_horizon, render_mode=mode) for name in options.against]
     main = Setting(options.policy, execution_horizon=options.execution_horizon, render_mode=mode)
