@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from pi0_control.model.gemma import GemmaLayer
 from pi0_control.model.siglip import SiglipBlock
 from pi0_control.policy.policy import resolve_device
 from pi0_control.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 
@@ -146,7 +149,7 @@ class World:
         return distribute_tensor(whole.to(self.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _is_part(value: Any) -> bool:
+def _is_part(value: Any) -> "TypeGuard[DTensor]":
     from torch.distributed.tensor import DTensor  # slow to import
 
     return isinstance(value, DTensor)
