@@ -110,6 +110,7 @@ def kill_again_and_again(
             raise RuntimeError(f"All {episodes} episodes were there after {len(counts)} kills; ask for more episodes.")
         snapshot = check(root, snapshot)
         counts.append(len(snapshot))
+        print(f"kill {len(counts)}: {len(snapshot)} episodes can be read", flush=True)
     subprocess.run(command, check=True, capture_output=True)
     snapshot = check(root, snapshot)
     assert len(snapshot) == episodes
@@ -132,7 +133,7 @@ def main() -> None:
         record_made_up(args.folder, args.episodes)
         return
     counts, is_same = kill_again_and_again(args.folder, args.episodes, args.kills, args.seed, args.longest_s, args.task)
-    print(f"{len(counts)} kills; episodes that could be read after each: {counts}; {args.episodes} in the end.")
+    print(f"{len(counts)} kills, {counts[-1]} episodes after the last, {args.episodes} in the end.")
     print(f"States and actions are {'those' if is_same else 'not those'} of a recording that was never killed.")
 
 
