@@ -3,9 +3,9 @@
 The template draws its charts as plain SVG, so that they take the page's fonts, its width and its dark mode.
 """
 
-import base64
 import json
 import math
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no results of pi0 eval to report ({error.strerror}).") from error
     except ValueError as error:
         raise ConfigError(f"{path} is no results.json of pi0 eval: it is not JSON ({error}).") from error
-    if problem := next(_problems(results, _RESULTS, "all of it"), None):
+    if problem := next(_problems(results, _RESULTS, "the file"), None):
         raise ConfigError(f"{path} is no results.json of pi0 eval: {problem}.")
     if not any(run["policy"] == results["policy"] for run in results["runs"]):
         raise ConfigError(f"{path} is no results.json of pi0 eval: no run is of its policy, {results['policy']}.")
@@ -137,7 +137,7 @@ def _problems(value: Any, shape: Any, where: str) -> Iterator[str]:
         for index, entry in enumerate(value):
             yield from _problems(entry, shape[0], f"{where}[{index}]")
     elif isinstance(shape, dict):
-        yield from (f"{where} has no {key} but {', '.join(value) or 'nothing'}" for key in shape if key not in value)
+        yield from (f"{where} lacks {key}; it has {', '.join(value) or 'nothing'}" for key in shape if key not in value)
         for key, part in shape.items():
             yield from _problems(value.get(key), part, key if shape is _RESULTS else f"{where}.{key}")
 
@@ -161,13 +161,16 @@ def _view(results: dict[str, Any], folder: Path) -> dict[str, Any]:
     suites = _unique(run["suite"] for run in own)
     base = UNDISTURBED if UNDISTURBED in suites else suites[0]
     shown = {task: [run for run in runs if (run["suite"], run["task"]) == (base, task)] for task in tasks}
+    swaps = {row["suite"]: list[_Bar]() for row in results.get("swaps", [])}
+    for row in results.get("swaps", []):
+        swaps[row["suite"]].append(_Bar(row["task"], 0, row["changed"], row["scenes"], *row["wilson_95"]))
     view = {"results": results, "policies": policies, "tasks": tasks, "suites": suites, "base": base}
     return view | {
         "instruction": results.get("instruction", "original"),
         "mask_cameras": results.get("mask_cameras", []),
         "success": {task: [_success(run, policies) for run in group] for task, group in shown.items()},
         "wrong": {task: [_wrong(run, policies) for run in group] for task, group in shown.items()},
-        "swaps": [_swap(row) for row in results.get("swaps", [])],
+        "swaps": swaps,
         "means": {(run["policy"], run["suite"]): _mean_rate(runs, run["policy"], run["suite"]) for run in runs},
         "cells": {(run["suite"], run["task"]): run for run in own},
         "latency": _latency([ms for run in own for ms in run["chunk_total_ms"]]),
@@ -188,10 +191,6 @@ def _success(run: Run, policies: Sequence[str]) -> _Bar:
 def _wrong(run: Run, policies: Sequence[str]) -> _Bar:
     count, episodes = sum(episode["wrong_object"] for episode in run["episode_results"]), run["episodes"]
     return _Bar(run["policy"], policies.index(run["policy"]), count, episodes, *wilson_interval(count, episodes))
-
-
-def _swap(row: dict[str, Any]) -> _Bar:
-    return _Bar(f"{row['task']}, {row['suite']}", 0, row["changed"], row["scenes"], *row["wilson_95"])
 
 
 def _mean_rate(runs: Sequence[Run], policy: str, suite: str) -> float:
@@ -247,8 +246,5 @@ def _video(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, IndexError, av.FFmpegError) as error:
         raise ConfigError(f"{file}: the results name this video, but it cannot be read ({error}).") from error
     _, poster = cv2.imencode(".jpg", last.to_ndarray(format="bgr24"), [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return {"width": last.width, "height": last.height, "src": _base64(data), "poster": _base64(poster)}
-
-
-def _base64(data: Any) -> str:
-    return base64.b64encode(data).decode()
+    src, still = (b64encode(content).decode() for content in (data, poster))
+    return {"width": last.width, "height": last.height, "src": src, "poster": still}
