@@ -8,6 +8,7 @@ import math
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +25,7 @@ from sims.evaluate import wilson_interval
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 UNDISTURBED = "none"  # the suite that perturbs nothing
 OUTCOMES = ("failure", "wrong object", "success")  # in the order of the gallery
-BINS_PER_TICK = 8
-TAIL = 1.6  # the latency histogram ends at so many times p95
+BINS_PER_TICK, TAIL = 8, 1.6  # of the latency histogram, which ends at TAIL times p95
 
 Run = dict[str, Any]  # one entry of "runs" in results.json
 
@@ -142,7 +142,8 @@ def _problems(value: Any, shape: Any, where: str) -> Iterator[str]:
             yield from _problems(value.get(key), part, key if shape is _RESULTS else f"{where}.{key}")
 
 
-class _Bar(NamedTuple):
+@dataclass(frozen=True)
+class _Bar:
     """A share of episodes with its 95 % Wilson interval; ``series`` counts the policies, 0 is the evaluated one."""
 
     policy: str
@@ -246,5 +247,5 @@ def _video(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, IndexError, av.FFmpegError) as error:
         raise ConfigError(f"{file}: the results name this video, but it cannot be read ({error}).") from error
     _, poster = cv2.imencode(".jpg", last.to_ndarray(format="bgr24"), [cv2.IMWRITE_JPEG_QUALITY, 80])
-    src, still = (b64encode(content).decode() for content in (data, poster))
+    src, still = (b64encode(content).decode() for content in (data, poster.tobytes()))
     return {"width": last.width, "height": last.height, "src": src, "poster": still}
