@@ -1,5 +1,6 @@
 """Processes for tests: one fresh process that has imported torch, and cheap forks of it."""
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,8 @@ def in_fresh_process(monkeypatch: pytest.MonkeyPatch, scenario: Callable[..., An
 
 
 def _lead(scenario: Callable[..., Any], *args: Any) -> None:
+    for module in ("torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard"):
+        importlib.import_module(module)  # else each fork does, for seconds
     os.setsid()  # the forks end with it
     scenario(*args)
 

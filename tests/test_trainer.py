@@ -1,6 +1,7 @@
 """The trainer's laws: it learns, it resumes as if it had not stopped, and it trains on what the policy will see."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import rich
 import torch
 from tiny_training import MODEL, POLICY, QUICK, ROBOT, demonstrate, draw, lines, run
 
+from pi0_control import cli
 from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.policy.config import PolicyConfig
@@ -18,6 +20,7 @@ from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.robot import RobotSpec
+from pi0_control.train import training
 from pi0_control.train.batches import Draws, FrameInputs, split_episodes
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
@@ -154,6 +157,20 @@ def test_a_kill_before_the_last_policy_was_written_is_made_good_by_resuming(
     averaged = RunFolder(tmp_path).load().averaged
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, averaged[f"policy.{name}"]), name
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    monkeypatch.setattr(sys, "argv", ["pi0", "train", "--dataset", "data", "--out", str(tmp_path)])
+    for name, said in (("train_log.jsonl", False), ("checkpoint.pt", True)):
+        (tmp_path / name).touch()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert exit_.value.code == 130
+        assert ("--resume" in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize("visible", [False, True])

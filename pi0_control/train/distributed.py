@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
+Module = TypeVar("Module", bound=nn.Module)
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(hours=6)  # the others wait while the main rank decodes videos; torchrun ends them if it fails
@@ -94,10 +95,13 @@ class World:
         if self.is_main:
             self.wait()
 
-    def shard(self, module: nn.Module) -> None:
-        """Leave each rank its part of the weights (FSDP2), in place; a layer is whole only while it computes."""
+    def place(self, module: Module) -> Module:
+        """The module on this process's device; of sharded weights (FSDP2) each rank keeps its part there.
+
+        A sharded layer is whole only while it computes.
+        """
         if not self.is_sharded:
-            return
+            return module.to(self.device)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -108,6 +112,7 @@ class World:
             fully_shard(part, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo cannot average
             for method in _LAYER_METHODS if isinstance(part, GemmaLayer) else ():
                 register_fsdp_forward_method(part, method)
+        return module
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """The module, or its wrapper (DDP) that averages the gradients of a forward pass over the ranks."""

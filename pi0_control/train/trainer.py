@@ -80,10 +80,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.world = world
-        self.learner = learner.to(world.device).train()
-        self.averaged = copy.deepcopy(self.learner).requires_grad_(False).eval()
-        world.shard(self.learner)
-        world.shard(self.averaged)
+        averaged = copy.deepcopy(learner).requires_grad_(False)
+        self.learner, self.averaged = world.place(learner).train(), world.place(averaged).eval()
         self.stages = [stage for stage in stages if stage.steps]
         self._folder = folder
         self._settings = settings
