@@ -12,6 +12,7 @@ from recordings import add, as_v21, record, record_three, shade, writer
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.writer import LOCK
 
 
 def test_statistics_are_those_of_all_frames(tmp_path: Path):
@@ -86,6 +87,7 @@ def test_a_kill_between_any_two_file_operations_loses_at_most_the_running_episod
                 pass
             else:
                 break
+        (root / "meta" / LOCK).unlink(missing_ok=True)  # the dead hold none
         reopened = writer(root)
         assert reopened.num_episodes in (saved, saved + 1)
         record(reopened, 4, "task 4")
@@ -174,3 +176,12 @@ def test_folders_that_cannot_be_recorded_into_are_named(tmp_path: Path):
     as_v21(record_three(tmp_path / "old"))
     with pytest.raises(DatasetError, match=r"'v2\.1'; expected 'v3\.0'"):
         writer(tmp_path / "old")
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path):
+    with writer(tmp_path) as first:
+        with pytest.raises(DatasetError, match="is being recorded by another process"):
+            writer(tmp_path)
+        record(first, 2)
+    with writer(tmp_path) as second:
+        assert second.num_episodes == 1

@@ -14,12 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.errors import DatasetError
 from pi0_control.robot import RobotSpec
 from pi0_control.train import layout, stats, v30
 from pi0_control.train.video import VideoWriter
+
+LOCK = "writer.lock"
 
 
 @dataclass
@@ -37,13 +40,13 @@ class DatasetWriter:
     """Writes demonstrations of one robot; opening an existing root goes on after its last complete episode.
 
     Args:
-        root: folder of the dataset, made if it does not exist. One writer at a time.
+        root: folder of the dataset, made if it does not exist; one writer at a time has it.
         robot: gives joints, cameras and frame rate.
         object_names: objects whose positions every frame holds; may be empty.
         image_size: (height, width) of every frame in pixels.
 
     Raises:
-        DatasetError: the root holds something else, or recordings with other features.
+        DatasetError: the root holds something else or recordings with other features, or another writer has it.
         ConfigError: an image size or control rate that cannot be recorded.
     """
 
@@ -65,6 +68,7 @@ class DatasetWriter:
         self._tasks: list[str] = []
         self._stats: dict[str, stats.Stats] = {}
         self._take: _Take | None = None
+        self._lock = FileLock(self.root / "meta" / LOCK, blocking=False)
         if (self.root / "meta" / "info.json").exists():
             self._resume()
         else:
@@ -77,8 +81,9 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Discard the episode that was not saved."""
+        """Discard the episode that was not saved, and leave the folder to others."""
         self.discard_episode()
+        self._lock.release()
 
     @property
     def episode_length(self) -> int:
@@ -168,15 +173,27 @@ class DatasetWriter:
         files = [path for path in files if path not in self._before_first_episode()]
         if files:
             raise DatasetError(f"Folder {self.root} holds {files[0].name} but no meta/info.json; expected a dataset.")
+        self._take_lock()
         self._write_info()
 
     def _before_first_episode(self) -> set[Path]:
         """Files that a writer may have left behind that never finished an episode."""
         first = layout.location(0)
         videos = {layout.VIDEO_PATH.format(video_key=layout.IMAGES + name, **first) for name in self.robot.cameras}
-        return {self.root / name for name in {"meta/tasks.parquet", layout.DATA_PATH.format(**first), *videos}}
+        return {
+            self.root / name
+            for name in {f"meta/{LOCK}", "meta/tasks.parquet", layout.DATA_PATH.format(**first), *videos}
+        }
+
+    def _take_lock(self) -> None:
+        (self.root / "meta").mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise DatasetError(f"{self.root} is being recorded by another process; wait for it or stop it.") from error
 
     def _resume(self) -> None:
+        self._take_lock()
         info = layout.read_info(self.root, versions=(layout.VERSION,))
         if info["features"] != self._features or info["fps"] != self._fps:
             raise DatasetError(
