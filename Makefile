@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER_PACKAGES := chromium-headless-shell  # in which the tests look at the report of an evaluation, on Debian
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0  # for off-screen rendering and OpenCV, on Debian
 
 .PHONY: demo test check clean
@@ -13,6 +14,10 @@ demo: $(STAMP)
 	$(BIN)/pi0 eval --policy mini --task Reach Lift --episodes 20 --out outputs/demo
 
 test: $(STAMP)
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y --no-install-recommends $(BROWSER_PACKAGES); } \
+	  || $(BIN)/playwright install --only-shell chromium \
+	  || echo "No Chromium: the tests of the evaluation's report will be skipped."
 	$(BIN)/python -m pytest
 
 check: $(STAMP)
