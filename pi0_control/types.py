@@ -33,17 +33,35 @@ class ActionChunk:
         start_s: when ``actions[0]`` is due, on the observation's clock [s].
         dt_s: time between two actions [s].
         timing_ms: what computing it cost [ms], by stage: ``preprocess``, ``prefix``, ``denoise``.
+        prompt: of the observation it was inferred from; empty if unknown, which is taken for the present one.
     """
 
     actions: NDArray[np.float32]
     start_s: float
     dt_s: float
     timing_ms: Mapping[str, float] = field(default_factory=dict)
+    prompt: str = ""
 
     @property
     def horizon(self) -> int:
         """Number of actions H."""
         return len(self.actions)
+
+
+@dataclass(frozen=True)
+class ChunkPrefix:
+    """What is decided already when inference starts: the beginning of the new chunk (real-time chunking).
+
+    Attributes:
+        actions: float32 [K, D], the not yet played actions of the chunk under way, absolute joint targets in the
+            robot's units, in order; ``actions[0]`` is due at the observation's stamp, so at step 0 of the new chunk.
+        delay: how many of them will have been played when the new chunk arrives, 0 to K; these are frozen.
+        end: the step e from which on the new chunk is free, ``delay`` to H; between the two it is guided.
+    """
+
+    actions: NDArray[np.float32]
+    delay: int
+    end: int
 
 
 @dataclass(frozen=True)
