@@ -5,7 +5,7 @@ Everything that depends on the number of joints asks ``len(spec.joints)``; anoth
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ class Joint:
         max_velocity: in the joint's unit per second.
         max_effort: [Nm] for revolute joints, [N] otherwise.
         home: the rest position.
+        max_acceleration: in the joint's unit per second squared; None where it is not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Joint:
     max_velocity: float
     max_effort: float
     home: float
+    max_acceleration: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("revolute", "prismatic", "gripper"):
@@ -47,6 +49,8 @@ class Joint:
             raise ConfigError(f"Joint {self.name!r} has home {self.home} outside [{self.lower}, {self.upper}].")
         if not (self.max_velocity > 0 and self.max_effort > 0):
             raise ConfigError(f"Joint {self.name!r} needs max_velocity and max_effort above zero.")
+        if self.max_acceleration is not None and not self.max_acceleration > 0:
+            raise ConfigError(f"Joint {self.name!r} has max_acceleration {self.max_acceleration}; expected above zero.")
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ class RobotSpec:
         return np.array([getattr(joint, name) for joint in self.joints], np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the inverse of :meth:`from_dict`."""
-        return {**asdict(self), "joints": [asdict(joint) for joint in self.joints], "cameras": list(self.cameras)}
+        """Plain values, the inverse of :meth:`from_dict`; what is not known is left out."""
+        joints = [{key: value for key, value in asdict(joint).items() if value is not None} for joint in self.joints]
+        return {**asdict(self), "joints": joints, "cameras": list(self.cameras)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "robot") -> "RobotSpec":
@@ -146,9 +151,11 @@ class RobotSpec:
 
 def _check_keys(cls: type, values: Any, source: str) -> None:
     expected = {field.name for field in fields(cls)}
-    if not isinstance(values, Mapping) or set(values) != expected:
+    optional = {field.name for field in fields(cls) if field.default is not MISSING}
+    if not isinstance(values, Mapping) or not expected - optional <= set(values) <= expected:
         got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ConfigError(f"{source} has {got}; expected exactly the keys {sorted(expected)}.")
+        but = f" ({', '.join(sorted(optional))} may be left out)" if optional else ""
+        raise ConfigError(f"{source} has {got}; expected exactly the keys {sorted(expected)}{but}.")
 
 
 def _check_joint(values: Any, source: str) -> None:
@@ -156,6 +163,8 @@ def _check_joint(values: Any, source: str) -> None:
     _require_text(values["name"], f"{source}: name")
     for key in ("lower", "upper", "max_velocity", "max_effort", "home"):
         _require_number(values[key], f"{source}: {key}")
+    if values.get("max_acceleration") is not None:
+        _require_number(values["max_acceleration"], f"{source}: max_acceleration")
 
 
 def _require_text(value: Any, what: str) -> None:

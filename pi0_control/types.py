@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,19 @@ class ChunkPrefix:
 
 @dataclass(frozen=True)
 class Command:
-    """One joint command, due at ``stamp_s`` [s]: positions float32 [D] in the robot's units."""
+    """One joint command.
+
+    Attributes:
+        positions: float32 [D] in the robot's units.
+        stamp_s: when it is due [s].
+        status: ``tracking`` the policy; ``holding`` for want of something, until it is back; ``fault``: standing until
+            the safety layer is reset.
+        reason: why it holds, has a fault or differs from the policy's action, in plain words; empty when it does not.
+        margins: float32 [D], distance to the nearest position limit in each joint's unit; None where none was computed.
+    """
 
     positions: NDArray[np.float32]
     stamp_s: float
+    status: Literal["tracking", "holding", "fault"] = "tracking"
+    reason: str = ""
+    margins: NDArray[np.float32] | None = None

@@ -19,6 +19,15 @@ def test_dict_round_trip() -> None:
     assert RobotSpec.from_dict(robot.to_dict()) == robot
 
 
+def test_a_joints_acceleration_may_be_left_out() -> None:
+    values = RobotSpec.from_yaml("arm6").to_dict()
+    assert "max_acceleration" not in values["joints"][0]
+    values["joints"][0]["max_acceleration"] = 20.0
+    robot = RobotSpec.from_dict(values)
+    assert [joint.max_acceleration for joint in robot.joints[:2]] == [20.0, None]
+    assert RobotSpec.from_dict(robot.to_dict()) == robot
+
+
 def test_unknown_robot_names_the_bundled_ones() -> None:
     with pytest.raises(ConfigError, match=r"No robot file 'nobody'.*\['arm6'\]"):
         RobotSpec.from_yaml("nobody")
@@ -57,6 +66,8 @@ def test_wrong_values_are_refused(tmp_path, change, message) -> None:
         ({"lower": 9.0}, "expected lower < upper"),
         ({"home": 9.0}, "home 9.0 outside"),
         ({"max_effort": 0}, "above zero"),
+        ({"max_acceleration": 0}, "max_acceleration 0; expected above zero"),
+        ({"max_acceleration": "fast"}, "joint 0: max_acceleration is 'fast'; expected a finite number"),
         ({"name": None}, "joint 0: name is None; expected text"),
         ({"lower": "low"}, "joint 0: lower is 'low'; expected a finite number"),
         ({"home": False}, "joint 0: home is False; expected a finite number"),
