@@ -1,6 +1,8 @@
 """Sampling: encode the prefix once, then follow the flow from noise (time 1) to actions (time 0) in Euler steps."""
 
 import time as clock
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from pi0_control.errors import ConfigError
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import ModelInputs, Pi0
+from pi0_control.model.rtc import Guidance
 
 
 def sample_noise(
@@ -33,7 +36,8 @@ def sample_actions(
     num_steps: int = 10,
     generator: torch.Generator | None = None,
     timing: dict[str, float] | None = None,
-    known_actions: Tensor | None = None,
+    known_actions: Sequence[Tensor] | None = None,
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """A chunk of actions in model space, float32 [B, horizon, action_dim].
 
@@ -44,29 +48,43 @@ def sample_actions(
         num_steps: Euler steps N; the model is asked at times 1, 1 - 1/N, .., 1/N.
         generator: source of the noise.
         timing: if given, receives ``prefix_ms`` and ``denoise_ms``.
-        known_actions: the first d actions of the chunk where they are decided already, [d, action_dim] or
-            [B, d, action_dim]; the rest continues them, provided that the model was trained so (training-time
-            real-time chunking, arXiv 2512.05964).
+        known_actions: for each row the first d actions of its chunk that are decided already, [d, action_dim], with a
+            d of its own; the rest continues them, provided that the model was trained so (training-time real-time
+            chunking, arXiv 2512.05964).
+        guidance: where to pull the chunks instead; works with any model.
 
     Raises:
-        ConfigError: ``num_steps`` below one, noise or known actions of another shape, or no action left to find.
+        ConfigError: ``num_steps`` below one; noise, known actions or guidance of another shape; or known actions and
+            guidance at once.
     """
     if num_steps < 1:
         raise ConfigError(f"num_steps is {num_steps}; expected one or more.")
     x_t = _start(model.config, inputs, noise, generator)
     known = _known(model.config, inputs, known_actions)
-    length = known.shape[1]
-    x_t = torch.cat([known, x_t[:, length:]], dim=1)
+    guidance = _acting(guidance, x_t)
+    if known is not None and guidance is not None:
+        raise ConfigError("The sampler got known actions and guidance; expected at most one of them.")
+    if known is not None:
+        x_t = known.clamp(x_t)
+    needs_gradient = guidance is not None and guidance.jacobian == "full"
     started = _now(x_t.device)
-    cache = model.encode_prefix(inputs, with_hidden=False).with_room(model.config.suffix_len)
+    cache = model.encode_prefix(inputs, with_hidden=False)
+    if not needs_gradient:
+        cache = cache.with_room(model.config.suffix_len)
     encoded = _now(x_t.device) if timing is not None else started
-    context = model.suffix_context(cache)
+    with torch.set_grad_enabled(needs_gradient):
+        context = model.suffix_context(cache)
+
+    def velocity(x_t: Tensor, now: float) -> Tensor:
+        time = torch.full(x_t.shape[:1], now, device=x_t.device)
+        return model.denoise_step(inputs.state, cache, x_t, time if known is None else known.times(time), context)
+
     for step in range(num_steps):
-        time = torch.full(x_t.shape[:2] if length else x_t.shape[:1], 1 - step / num_steps, device=x_t.device)
-        if length:
-            time[:, :length] = 0
-        x_t = x_t - model.denoise_step(inputs.state, cache, x_t, time, context) / num_steps
-        x_t[:, :length] = known
+        now = 1 - step / num_steps
+        v = velocity(x_t, now) if guidance is None else guidance.guide(velocity, x_t, now)
+        x_t = x_t - v / num_steps
+        if known is not None:
+            x_t = known.clamp(x_t)
     if timing is not None:
         timing["prefix_ms"] = 1000 * (encoded - started)
         timing["denoise_ms"] = 1000 * (_now(x_t.device) - encoded)
@@ -83,18 +101,46 @@ def _start(config: Pi0Config, inputs: ModelInputs, noise: Tensor | None, generat
     return noise.to(device, torch.float32).expand(batch, *single)
 
 
-def _known(config: Pi0Config, inputs: ModelInputs, actions: Tensor | None) -> Tensor:
-    """Known actions as float32 [B, d, action_dim]; none are d = 0."""
-    batch, device, width = inputs.batch_size, inputs.images.device, config.action_dim
+@dataclass(frozen=True)
+class _Known:
+    """First actions that are decided: ``actions`` [B, horizon, action_dim] where ``mask`` [B, horizon] is True."""
+
+    actions: Tensor
+    mask: Tensor
+
+    def clamp(self, x_t: Tensor) -> Tensor:
+        return torch.where(self.mask[..., None], self.actions, x_t)
+
+    def times(self, time: Tensor) -> Tensor:
+        """Time [B] as [B, horizon], 0 for what is known."""
+        return time[:, None].masked_fill(self.mask, 0)
+
+
+def _known(config: Pi0Config, inputs: ModelInputs, actions: Sequence[Tensor] | None) -> _Known | None:
+    """None if no row knows any."""
     if actions is None:
-        return torch.empty(batch, 0, width, device=device)
-    length = actions.shape[-2] if actions.dim() in (2, 3) else config.action_horizon
-    if length >= config.action_horizon or tuple(actions.shape) not in ((length, width), (batch, length, width)):
+        return None
+    batch, horizon, width = inputs.batch_size, config.action_horizon, config.action_dim
+    shapes = [list(row.shape) for row in actions]
+    if len(shapes) != batch or any(shape not in ([d, width] for d in range(horizon)) for shape in shapes):
         raise ConfigError(
-            f"Known actions have shape {list(actions.shape)}; expected [d, {width}] or [{batch}, d, {width}] with d "
-            f"below the horizon {config.action_horizon}."
+            f"Known actions have shapes {shapes}; expected {batch} of [d, {width}] with d below the horizon {horizon}."
         )
-    return actions.to(device, torch.float32).expand(batch, length, width)
+    if not any(map(len, actions)):
+        return None
+    device = inputs.images.device
+    lengths = torch.tensor([[len(row)] for row in actions], device=device)
+    padded = torch.zeros(batch, horizon, width, device=device)
+    for row, values in zip(padded, actions, strict=True):
+        row[: len(values)] = values
+    return _Known(padded, torch.arange(horizon, device=device) < lengths)
+
+
+def _acting(guidance: Guidance | None, x_t: Tensor) -> Guidance | None:
+    """The guidance on the device of x_t [B, horizon, action_dim]; None if it changes nothing."""
+    if guidance is not None and guidance.targets.shape != x_t.shape:
+        raise ConfigError(f"The guidance has shape {list(guidance.targets.shape)}; expected {list(x_t.shape)}.")
+    return None if guidance is None or guidance.is_idle else guidance.to(x_t.device)
 
 
 def _now(device: torch.device) -> float:
