@@ -3,6 +3,7 @@
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies, resolve_device
+from pi0_control.policy.rtc import RtcConfig
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, deltas
 
@@ -13,6 +14,7 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "PolicyTransforms",
+    "RtcConfig",
     "RunningStats",
     "Tokenizer",
     "VectorStats",

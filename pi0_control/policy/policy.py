@@ -17,15 +17,18 @@ from pi0_control.model.pi0 import Pi0
 from pi0_control.model.sampler import sample_actions, sample_noise
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats
+from pi0_control.policy.rtc import RtcConfig, steer
 from pi0_control.policy.tokenizer import Tokenizer, clean_prompt
 from pi0_control.policy.transforms import PolicyTransforms, check_state
 from pi0_control.robot import RobotSpec
-from pi0_control.types import ActionChunk, Observation
+from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
 POLICIES_DIR = Path(__file__).parents[1] / "policies"
 CONFIG_FILE, WEIGHTS_FILE = "policy.json", "model.safetensors"
 STATS_FILE, TOKENIZER_FILE = "norm_stats.json", "tokenizer.model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Noise = NDArray[np.float32] | None
+Prefixes = Sequence[ChunkPrefix | None] | None
 
 
 class Policy(Protocol):
@@ -46,13 +49,19 @@ class Policy(Protocol):
     def check(self, observation: Observation) -> None:
         """Raise ObservationError if the policy must not act upon the observation; cheap, as it is asked every step."""
 
-    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
-        """The chunk for one observation; ``noise`` replaces what a stochastic policy would draw."""
+    def infer(self, observation: Observation, *, noise: Noise = None, prefix: ChunkPrefix | None = None) -> ActionChunk:
+        """The chunk for one observation.
+
+        Args:
+            observation: as the robot sees itself now.
+            noise: replaces what a stochastic policy would draw.
+            prefix: what the chunk should continue (real-time chunking); a policy that cannot may ignore it.
+        """
 
     def infer_batch(
-        self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+        self, observations: Sequence[Observation], *, noise: Noise = None, prefixes: Prefixes = None
     ) -> list[ActionChunk]:
-        """One chunk per observation, computed together."""
+        """One chunk per observation, computed together; ``prefixes`` has one entry per observation."""
 
     def reset(self, seed: int | None = None) -> None:
         """Start an episode; a seed restarts the noise, None lets it run on."""
@@ -70,6 +79,7 @@ class Pi0Policy:
         norm_stats, tokenizer: as for :class:`PolicyTransforms`.
         device: a torch device such as ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``bfloat16``.
+        rtc: how it continues the prefix that :meth:`infer` is given; guided if None.
 
     Raises:
         ConfigError: the parts do not fit together, or there is no such device or dtype.
@@ -83,12 +93,15 @@ class Pi0Policy:
         tokenizer: Tokenizer,
         device: str = "cpu",
         dtype: str = "float32",
+        rtc: RtcConfig | None = None,
     ) -> None:
         if model.config != config.model:
             raise ConfigError("The network was built with another configuration than the policy's 'model' part.")
         if dtype not in DTYPES:
             raise ConfigError(f"No dtype {dtype!r}; available: {sorted(DTYPES)}.")
         self.config = config
+        self.rtc = rtc or RtcConfig()
+        self.rtc.check(config)
         self.robot = config.robot
         self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
         self.device = resolve_device(device)
@@ -97,7 +110,12 @@ class Pi0Policy:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str = "cpu", dtype: str = "float32", robot: RobotSpec | None = None
+        cls,
+        name: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        robot: RobotSpec | None = None,
+        rtc: RtcConfig | None = None,
     ) -> "Pi0Policy":
         """Load a bundled policy by name or any policy directory by path.
 
@@ -106,11 +124,12 @@ class Pi0Policy:
                 tokenizer.model.
             device, dtype: as in the constructor.
             robot: the robot that will be driven; checked against the one the policy was made for.
+            rtc: as in the constructor.
 
         Raises:
             CheckpointError: no such policy, or one of its files is missing, corrupt or partial.
             RobotMismatchError: made for another robot.
-            ConfigError: no such device or dtype.
+            ConfigError: no such device or dtype, or the policy was not trained for what ``rtc`` asks.
         """
         directory = find_policy(name)
         config = PolicyConfig.load(directory / CONFIG_FILE)
@@ -126,7 +145,7 @@ class Pi0Policy:
             model = Pi0(config.model)
         model.to_empty(device="cpu")  # weights are copied in: no random start, and no tie to a file that may change
         load_weights(model, directory / WEIGHTS_FILE)
-        policy = cls(model, config, norm_stats, tokenizer, device, dtype)
+        policy = cls(model, config, norm_stats, tokenizer, device, dtype, rtc)
         policy.robot = robot or config.robot
         return policy
 
@@ -164,26 +183,31 @@ class Pi0Policy:
         """
         self.transforms.check(observation)
 
-    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
+    def infer(self, observation: Observation, *, noise: Noise = None, prefix: ChunkPrefix | None = None) -> ActionChunk:
         """The chunk for one observation.
 
         Args:
             observation: as the robot sees itself now.
             noise: where the flow starts, float32 [H, action_dim]; drawn from the policy's generator if None.
+            prefix: what is left of the chunk under way, continued as ``rtc`` says.
 
         Raises:
             ObservationError: a camera is missing, an image, the state or the prompt is not as expected.
+            ConfigError: the prefix does not fit the robot, the horizon or what the policy was trained for.
             CheckpointError: the actions are not finite, so the weights or statistics are bad.
         """
-        return self.infer_batch([observation], noise=noise)[0]
+        return self.infer_batch([observation], noise=noise, prefixes=[prefix])[0]
 
     def infer_batch(
-        self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+        self, observations: Sequence[Observation], *, noise: Noise = None, prefixes: Prefixes = None
     ) -> list[ActionChunk]:
         """One chunk per observation from one pass; ``noise`` is [H, action_dim] for all or [B, H, action_dim].
 
-        The timing in each chunk is that of the whole batch. Raises as :meth:`infer`.
+        A row without a prefix is as if alone. The timing in each chunk is that of the whole batch. Raises as
+        :meth:`infer`.
         """
+        if prefixes is not None and len(prefixes) != len(observations):
+            raise ConfigError(f"Got {len(prefixes)} prefixes for {len(observations)} observations; expected one each.")
         if not observations:
             return []
         started = clock.perf_counter()
@@ -194,15 +218,18 @@ class Pi0Policy:
             if noise is None
             else torch.from_numpy(np.asarray(noise, np.float32))
         )
+        known, guidance = steer(self.rtc, self.transforms, prefixes or [None] * len(observations), states)
         inputs = inputs.to(self.device)
         timing: dict[str, float] = {"preprocess_ms": 1000 * (clock.perf_counter() - started)}
-        sampled = sample_actions(self.model, inputs, start, self.config.num_steps, timing=timing)
+        sampled = sample_actions(
+            self.model, inputs, start, self.config.num_steps, timing=timing, known_actions=known, guidance=guidance
+        )
         actions = self.transforms.actions(sampled.cpu().numpy(), states)
         if not np.isfinite(actions).all():
             raise CheckpointError("The policy computed actions that are not finite; its weights or statistics are bad.")
         timing_ms = {stage.removesuffix("_ms"): value for stage, value in timing.items()}
         return [
-            ActionChunk(chunk, observation.stamp_s, self.robot.dt_s, timing_ms)
+            ActionChunk(chunk, observation.stamp_s, self.robot.dt_s, timing_ms, observation.prompt)
             for chunk, observation in zip(actions, observations, strict=True)
         ]
 
@@ -227,15 +254,16 @@ class HoldPolicy:
         check_state(observation.state, self.robot)
         clean_prompt(observation.prompt)
 
-    def infer(self, observation: Observation, *, noise: NDArray[np.float32] | None = None) -> ActionChunk:
-        """The state, ``horizon`` times; ``noise`` is ignored. Raises as :meth:`check`."""
+    def infer(self, observation: Observation, *, noise: Noise = None, prefix: ChunkPrefix | None = None) -> ActionChunk:
+        """The state, ``horizon`` times; ``noise`` and ``prefix`` are ignored. Raises as :meth:`check`."""
         self.check(observation)
         state = np.asarray(observation.state, np.float32)
         timing_ms = {"preprocess": 0.0, "prefix": 0.0, "denoise": 0.0}
-        return ActionChunk(np.tile(state, (self.horizon, 1)), observation.stamp_s, self.robot.dt_s, timing_ms)
+        actions = np.tile(state, (self.horizon, 1))
+        return ActionChunk(actions, observation.stamp_s, self.robot.dt_s, timing_ms, observation.prompt)
 
     def infer_batch(
-        self, observations: Sequence[Observation], *, noise: NDArray[np.float32] | None = None
+        self, observations: Sequence[Observation], *, noise: Noise = None, prefixes: Prefixes = None
     ) -> list[ActionChunk]:
         """One chunk per observation."""
         return [self.infer(observation) for observation in observations]
