@@ -1,93 +1,425 @@
+"""Chunks whose actions tell where they come from, so that whatever is emitted shows whether it may be."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from pi0_control.control.chunking import ChunkPlayer
+from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
 from pi0_control.errors import ConfigError
-from pi0_control.types import ActionChunk
+from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
 DT_S = 0.05
+HORIZON = 6
+STRATEGIES = ("sync", "async", "ensemble", "rtc", "rtc_trained")
+NO_STATE = np.zeros(4, np.float32)
 
 
-def counting_chunk(start_s: float = 0.0, horizon: int = 6, dt_s: float = DT_S) -> ActionChunk:
-    """Action i is [i, -i]."""
-    steps = np.arange(horizon, dtype=np.float32)
+def seen(now_s: float, prompt: str = "go") -> Observation:
+    return Observation({}, NO_STATE, prompt, now_s)
+
+
+def counting_chunk(start_s: float = 0.0, first: float = 0, horizon: int = HORIZON, dt_s: float = DT_S) -> ActionChunk:
+    """Action i is [first + i, -(first + i)]."""
+    steps = first + np.arange(horizon, dtype=np.float32)
     return ActionChunk(np.stack([steps, -steps], axis=1), start_s, dt_s)
 
 
-def due(player: ChunkPlayer, now_s: float) -> float:
+def player_of(strategy: Any = "sync", execution_horizon: int = 4, **settings: Any) -> ChunkPlayer:
+    return ChunkPlayer(ChunkingConfig(strategy, execution_horizon, **settings))
+
+
+def infer(player: ChunkPlayer, now_s: float, first: float = 0, **chunk: Any) -> None:
+    """An inference that takes no time."""
+    player.begin(now_s, seen(now_s))
+    player.load(counting_chunk(now_s, first, **chunk), now_s)
+
+
+def due(player: ChunkPlayer, now_s: float) -> float | None:
     action = player.action(now_s)
-    assert action is not None
-    return float(action[0])
+    return None if action is None else float(action[0])
+
+
+def play(player: ChunkPlayer, steps: int, latency: int, prompt: str = "go") -> list[float | None]:
+    """What is played on a regular clock if inference takes so long; the chunk begun at step k is k, k + 1, .."""
+    played: list[float | None] = []
+    coming: dict[int, ActionChunk] = {}
+    for step in range(steps):
+        now_s = step * DT_S
+        if step in coming:
+            player.load(coming.pop(step), now_s)
+        if player.wants_chunk(now_s, prompt):
+            player.begin(now_s, seen(now_s, prompt))
+            coming[step + latency] = counting_chunk(now_s, step)
+            if latency == 0:
+                player.load(coming.pop(step), now_s)
+        played.append(due(player, now_s))
+    return played
+
+
+# --- the laws, for every strategy and any order of calls ---
+
+
+@dataclass
+class World:
+    """Makes calls at random and keeps what is needed to judge what comes of them."""
+
+    player: ChunkPlayer
+    now_s: float = 0.0
+    played: int = 0  # control steps in which an action was emitted
+    prompt: int = 0
+    episode: int = 0
+    chunks: list[ActionChunk] = field(default_factory=list)
+    prefixes: list[ChunkPrefix | None] = field(default_factory=list)
+    log: list[Any] = field(default_factory=list)
+
+    def call(self, what: str, which: int) -> None:
+        if what == "load" and self.chunks:  # one of the last three: in time, late or a second time
+            self.player.load(self.chunks[-1 - which % min(3, len(self.chunks))], self.now_s)
+        elif what == "bad" and self.chunks:
+            self.player.load(replace(self.chunks[-1], actions=np.full((HORIZON, 5), np.nan, np.float32)), self.now_s)
+        elif what == "abandon":
+            self.player.abandon()
+        elif what == "prompt":
+            self.prompt = which
+        elif what == "reset":
+            self.player.reset()
+            self.episode += 1
+
+    def tick(self) -> NDArray[np.float32] | None:
+        """A control step; the actions of a chunk are [step of the chunk, chunk, prompt, episode, step played]."""
+        if self.player.wants_chunk(self.now_s, str(self.prompt)):
+            self.prefixes.append(self.player.begin(self.now_s, seen(self.now_s, str(self.prompt))))
+            index = np.arange(HORIZON, dtype=np.float32)
+            made = [np.full(HORIZON, value) for value in (len(self.chunks), self.prompt, self.episode)]
+            actions = np.stack([index, *made, self.played + index], axis=1).astype(np.float32)
+            self.chunks.append(ActionChunk(actions, self.now_s, DT_S))
+        action = self.player.action(self.now_s)
+        assert (action is None) <= (self.player.reason != "")
+        self.log.append((self.player.reason, None if action is None else action.tobytes()))
+        if action is not None:
+            assert action[2] == pytest.approx(self.prompt, abs=1e-5)
+            assert action[3] == pytest.approx(self.episode, abs=1e-5)
+        return action
+
+
+calls = st.tuples(st.sampled_from(["load", "load", "load", "bad", "abandon", "prompt", "reset"]), st.integers(0, 2))
+some_settings = st.fixed_dictionaries(
+    {
+        "execution_horizon": st.integers(1, HORIZON),
+        "first_delay": st.none() | st.integers(0, 8),
+        "max_delay": st.none() | st.integers(0, 4),
+    }
+)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(max_examples=60, deadline=None)
+@given(chosen=some_settings, steps=st.lists(st.lists(calls, max_size=2), min_size=1, max_size=50))
+def test_every_action_is_of_its_step_its_prompt_and_its_episode_whatever_comes(
+    strategy: Any, chosen: dict[str, Any], steps: list[list[tuple[str, int]]]
+) -> None:
+    """No action's time has passed, none is skipped but for those played meanwhile, and equal calls play equally.
+
+    Chunks come late, never, twice, out of order or bad, the prompt changes, episodes begin: the action emitted is
+    the one predicted for as many steps after its observation as were played since.
+    """
+    logs = []
+    for _ in range(2):
+        world = World(ChunkPlayer(ChunkingConfig(strategy, **chosen)))
+        for step in steps:
+            for call in step:
+                world.call(*call)
+            action = world.tick()
+            if action is not None:
+                assert action[4] == pytest.approx(world.played, abs=1e-4)
+                world.played += 1
+            world.now_s += DT_S
+        logs.append(world.log)
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("strategy", ["sync", "async", "rtc", "rtc_trained"])
+@settings(max_examples=60, deadline=None)
+@given(chosen=some_settings, steps=st.lists(st.tuples(st.floats(0.01, 3.0), calls), min_size=1, max_size=50))
+def test_on_any_clock_the_plan_follows_the_time_and_skips_no_more_than_has_passed(
+    strategy: Any, chosen: dict[str, Any], steps: list[tuple[float, tuple[str, int]]]
+) -> None:
+    """Control loops that stall and hurry, up to the rounding to whole steps."""
+    world = World(ChunkPlayer(ChunkingConfig(strategy, **chosen)))
+    last: tuple[int, float, int] | None = None  # chunk, time, step of the chunk
+    for pause, call in steps:
+        world.now_s += pause * DT_S
+        world.call(*call)
+        action = world.tick()
+        if action is None:
+            last = None
+            continue
+        step, chunk = int(action[0]), int(action[1])
+        assert step <= (world.now_s - world.chunks[chunk].start_s) / DT_S + 1
+        if last is not None and last[0] == chunk:
+            assert step >= last[2]
+            assert abs(step - last[2] - (world.now_s - last[1]) / DT_S) <= 1
+        last = chunk, world.now_s, step
+
+
+@pytest.mark.parametrize("strategy", ["rtc", "rtc_trained"])
+@settings(max_examples=60, deadline=None)
+@given(chosen=some_settings, steps=st.lists(st.lists(calls, max_size=1), min_size=1, max_size=50))
+def test_a_prefix_is_what_is_played_next(
+    strategy: Any, chosen: dict[str, Any], steps: list[list[tuple[str, int]]]
+) -> None:
+    world = World(ChunkPlayer(ChunkingConfig(strategy, **chosen)))
+    taken: set[int] = set()
+    for step in steps:
+        for call in step:
+            world.call(*call)
+        asked = len(world.chunks)
+        action = world.tick()
+        for prefix in world.prefixes[asked:]:
+            if prefix is not None:
+                assert 0 <= prefix.delay <= prefix.end <= len(prefix.actions) < HORIZON
+                np.testing.assert_array_equal(prefix.actions[:, 4], world.played + np.arange(len(prefix.actions)))
+                assert (prefix.actions[:, 2:4] == (world.prompt, world.episode)).all()
+        if action is not None:
+            made_for = world.prefixes[int(action[1])]
+            if strategy == "rtc_trained" and int(action[1]) not in taken:
+                assert action[0] <= (made_for.delay if made_for else 0), "later than it was made for"
+            taken.add(int(action[1]))
+            world.played += 1
+        world.now_s += DT_S
+
+
+# --- what each strategy does ---
+
+
+@pytest.mark.parametrize(
+    ("strategy", "latency", "played"),
+    [
+        ("sync", 0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        ("async", 0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        ("sync", 2, [None, None, 0, 1, 2, 3, None, None, 6, 7, 8, 9]),  # nothing is due while it infers
+        ("async", 2, [None, None, 0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12]),  # the chunk begun at 6 from its action 2 on
+        ("rtc", 2, [None, None, 0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12]),
+        ("async", 4, [None] * 4 + [0, 1, 2, 3, 4, 5, None, None, 10, 11, 12]),  # holds, and skips what it played
+    ],
+)
+def test_what_is_played_when_inference_takes_time(strategy: str, latency: int, played: list[float | None]) -> None:
+    assert play(player_of(strategy, 4), len(played), latency) == played
+
+
+def test_an_ensemble_asks_at_every_step_and_weighs_the_oldest_first() -> None:
+    config = ChunkingConfig("ensemble", ensemble_decay=0.5).for_policy(horizon=3, recommended=2)
+    player = ChunkPlayer(config)
+    for step, value in enumerate((1.0, 10.0, 100.0, 1000.0)):
+        now_s = step * DT_S
+        assert player.wants_chunk(now_s, "go")
+        player.begin(now_s, seen(now_s))
+        player.load(ActionChunk(np.full((3, 2), value, np.float32), now_s, DT_S), now_s)
+        action = player.action(now_s)
+    weights = np.exp([0, -0.5, -1.0])
+    assert action == pytest.approx(np.full(2, weights @ (10.0, 100.0, 1000.0) / weights.sum()))
+
+
+def test_a_chunk_of_rtc_trained_that_is_later_than_it_was_made_for_is_dropped_and_the_next_is_made_for_more() -> None:
+    player = player_of("rtc_trained", 2, first_delay=1)
+    infer(player, 0.0)
+    assert [due(player, step * DT_S) for step in (0, 1)] == [0, 1]
+    prefix = player.begin(2 * DT_S, seen(2 * DT_S))
+    assert prefix is not None
+    assert (prefix.actions[:, 0].tolist(), prefix.delay, prefix.end) == ([2, 3, 4, 5], 1, 4)
+    assert [due(player, step * DT_S) for step in (2, 3)] == [2, 3]
+    player.load(counting_chunk(2 * DT_S, first=20), 4 * DT_S)
+    assert player.reason == "chunk refused: it was made for a delay of 1 steps and came after 2"
+    assert player.wants_chunk(4 * DT_S, "go")
+    prefix = player.begin(4 * DT_S, seen(4 * DT_S))
+    assert prefix is not None
+    assert (prefix.actions[:, 0].tolist(), prefix.delay, prefix.end) == ([4, 5], 2, 2)
+    assert due(player, 4 * DT_S) == 4
+
+
+def test_the_forecast_is_the_worst_of_the_last_counts_and_a_warm_up_is_none() -> None:
+    player = player_of("rtc", 3, first_delay=1, delay_memory=2)
+    player.begin(0.0, seen(0.0))
+    assert [due(player, step * DT_S) for step in range(9)] == [None] * 9  # the first inference is slow
+    player.load(counting_chunk(0.0), 9 * DT_S)
+    forecasts, step = [], 9
+    for delay in (3, 1, 1, 0):
+        while not player.wants_chunk(step * DT_S, "go"):
+            assert due(player, step * DT_S) is not None
+            step += 1
+        stamp_s = step * DT_S
+        prefix = player.begin(stamp_s, seen(stamp_s))
+        assert prefix is not None
+        forecasts.append(prefix.delay)
+        for _ in range(delay):
+            assert due(player, step * DT_S) is not None
+            step += 1
+        player.load(counting_chunk(stamp_s), step * DT_S)
+        assert player.last_delay == delay
+    assert forecasts == [1, 3, 3, 1]
+
+
+def test_without_a_first_guess_the_first_delay_is_taken_for_the_longest_and_a_policy_may_take_less() -> None:
+    for max_delay, delay in ((None, 3), (2, 2)):
+        player = player_of("rtc", 3, max_delay=max_delay)
+        play(player, 3, latency=0)
+        prefix = player.begin(3 * DT_S, seen(3 * DT_S))
+        assert prefix is not None
+        assert (len(prefix.actions), prefix.delay, prefix.end) == (3, delay, 3)
+
+
+def test_a_new_prompt_drops_the_chunk_also_the_one_under_way() -> None:
+    player = player_of("async", 2)
+    infer(player, 0.0)
+    assert [due(player, step * DT_S) for step in (0, 1)] == [0, 1]
+    player.begin(2 * DT_S, seen(2 * DT_S))
+    assert not player.wants_chunk(2 * DT_S, "stop")
+    assert due(player, 2 * DT_S) is None
+    assert player.reason == "chunk of the former prompt 'go' dropped"
+    player.load(counting_chunk(2 * DT_S), 3 * DT_S)
+    assert due(player, 3 * DT_S) is None
+    assert player.reason == "chunk refused: it is of the former prompt 'go'"
+    assert player.wants_chunk(4 * DT_S, "stop")
+
+
+def test_a_former_prompt_may_be_finished_and_is_never_averaged_with_the_new_one() -> None:
+    player = player_of("ensemble", 2, on_new_prompt="finish")
+    infer(player, 0.0)
+    assert due(player, 0.0) == 0
+    assert not player.wants_chunk(DT_S, "stop")
+    assert due(player, DT_S) == 1
+    assert player.reason == "finishing the chunk of the former prompt 'go'"
+    assert player.wants_chunk(2 * DT_S, "stop")
+    player.begin(2 * DT_S, seen(2 * DT_S, "stop"))
+    player.load(counting_chunk(2 * DT_S, first=20), 2 * DT_S)
+    assert due(player, 2 * DT_S) == 20
+    assert player.reason == ""
+
+
+def test_what_rtc_finishes_for_a_former_prompt_guides_no_step_beyond_the_delay() -> None:
+    player = player_of("rtc", 2, on_new_prompt="finish", first_delay=1)
+    play(player, 2, latency=0)
+    prefix = player.begin(2 * DT_S, seen(2 * DT_S, "stop"))
+    assert prefix is not None
+    assert (prefix.delay, prefix.end) == (1, 1)
+
+
+def test_a_chunk_is_refused_that_is_not_asked_for_not_finite_or_over() -> None:
+    player = player_of("async", 1)
+    player.load(counting_chunk(), 0.0)
+    assert (due(player, 0.0), player.reason) == (None, "chunk refused: it is not of the inference under way")
+    infer(player, 0.0)
+    assert due(player, 0.0) == 0
+    for chunk, words in (
+        (counting_chunk(0.0), "not of the inference"),
+        (replace(counting_chunk(DT_S), prompt="stop"), "not of the inference"),
+        (replace(counting_chunk(DT_S), actions=np.full((HORIZON, 2), np.inf, np.float32)), "not all its actions are"),
+    ):
+        player.begin(DT_S, seen(DT_S))
+        player.load(chunk, DT_S)
+        assert words in player.reason
+    player.begin(DT_S, seen(DT_S))
+    assert due(player, 4 * DT_S) == 4
+    player.load(counting_chunk(DT_S, first=1, horizon=3), 4 * DT_S)
+    assert player.reason == "chunk refused: the time of all its actions is over"
+    player.abandon()
+    assert player.reason == "chunk refused: the time of all its actions is over"
+    assert [due(player, step * DT_S) for step in (5, 6)] == [5, None]
+    assert player.reason == "chunk exhausted"
+    player.begin(6 * DT_S, seen(6 * DT_S))
+    player.abandon()
+    assert (due(player, 7 * DT_S), player.reason) == (None, "inference failed or timed out")
+
+
+def test_the_seam_is_measured_between_what_would_have_come_and_what_comes() -> None:
+    player = player_of("async", 2)
+    infer(player, 0.0)
+    assert player.last_seam_jump is None
+    assert [due(player, step * DT_S) for step in (0, 1)] == [0, 1]
+    infer(player, 2 * DT_S, first=2.5)
+    assert player.last_seam_jump is not None
+    assert player.last_seam_jump.tolist() == [0.5, 0.5]
+    assert [due(player, step * DT_S) for step in (2, 8)] == [2.5, None]
+    infer(player, 9 * DT_S)
+    assert player.last_seam_jump is None
+
+
+def test_commands_at_a_higher_rate_lie_on_lines_that_end_at_the_actions() -> None:
+    player = player_of("async", 6, interpolation=4)
+    infer(player, 0.0, horizon=2)
+    times = np.arange(8) * DT_S / 4
+    assert [due(player, now_s) for now_s in times] == [0, 0, 0, 0, 0.25, 0.5, 0.75, 1]
+    infer(player, 2 * DT_S, first=3)
+    assert [due(player, now_s) for now_s in 2 * DT_S + times] == [1.5, 2, 2.5, 3, 3.25, 3.5, 3.75, 4]
+    assert due(player, 99 * DT_S) is None
+    infer(player, 100 * DT_S, first=7)
+    assert due(player, 100 * DT_S) == 7  # nothing to come from after a hold
+
+
+# --- the clock ---
 
 
 @given(dt_s=st.floats(1e-3, 1.0), first_step=st.integers(0, 10**6), horizon=st.integers(1, 50))
 def test_on_a_regular_clock_every_action_is_played_once(dt_s: float, first_step: int, horizon: int) -> None:
-    player = ChunkPlayer(horizon)
-    player.load(counting_chunk(first_step * dt_s, horizon, dt_s))
+    player = player_of("async", horizon)
+    start_s = first_step * dt_s
+    assert player.wants_chunk(start_s, "go")
+    infer(player, start_s, horizon=horizon, dt_s=dt_s)
     played = []
-    while not player.needs_chunk(now_s := (first_step + len(played)) * dt_s):
+    while not player.wants_chunk(now_s := (first_step + len(played)) * dt_s, "go"):
         played.append(due(player, now_s))
     assert played == list(range(horizon))
     assert player.action(now_s) is None
 
 
-def test_an_action_is_due_until_the_next_one() -> None:
-    player = ChunkPlayer(6)
-    player.load(counting_chunk(start_s=10.0))
-    assert [due(player, 10.0 + late_s) for late_s in (0.0, 0.02, 0.049, 0.051, 0.1)] == [0, 0, 0, 1, 2]
+def test_an_action_is_due_for_half_a_period_about_its_time_and_never_again() -> None:
+    player = player_of("async")
+    infer(player, 10.0)
+    assert [due(player, 10.0 + late_s) for late_s in (0.0, 0.02, 0.049, 0.051, 0.1, 0.0)] == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_chunk_is_wanted_after_the_execution_horizon_and_still_plays_until_it_comes() -> None:
-    player = ChunkPlayer(2)
-    player.load(counting_chunk())
-    assert [player.needs_chunk(step * DT_S) for step in range(4)] == [False, False, True, True]
-    assert due(player, 3 * DT_S) == 3
-
-
-def test_a_late_chunk_starts_at_the_action_meant_for_now() -> None:
-    player = ChunkPlayer(4)
-    player.load(counting_chunk(start_s=0.0))
-    player.load(counting_chunk(start_s=2 * DT_S))
-    assert due(player, 5 * DT_S) == 3
-
-
-def test_nothing_is_due_without_a_chunk_before_it_starts_and_after_it_expired() -> None:
-    player = ChunkPlayer(4)
-    assert player.action(0.0) is None
-    assert player.needs_chunk(0.0)
-    assert not player.has_expired(0.0)
-    player.load(counting_chunk(start_s=1.0))
-    assert player.action(0.9) is None
-    assert not player.has_expired(1.0 + 5 * DT_S)
-    assert player.has_expired(1.0 + 6 * DT_S)
-    assert player.action(1.0 + 6 * DT_S) is None
-
-
-def test_an_expired_chunk_is_replaced_even_when_shorter_than_the_execution_horizon() -> None:
-    player = ChunkPlayer(10)
-    player.load(counting_chunk(horizon=3))
-    assert [player.needs_chunk(step * DT_S) for step in range(4)] == [False, False, False, True]
-
-
-def test_reset_forgets_the_chunk() -> None:
-    player = ChunkPlayer(4)
-    player.load(counting_chunk())
-    player.reset()
-    assert player.needs_chunk(0.0)
-    assert player.action(0.0) is None
+def test_a_loop_that_infers_by_itself_goes_on_where_it_stopped() -> None:
+    player = player_of("sync", 2)
+    infer(player, 0.0)
+    assert [due(player, step * DT_S) for step in (0, 1)] == [0, 1]
+    player.begin(2 * DT_S, seen(2 * DT_S))
+    player.load(counting_chunk(2 * DT_S, first=2), 8 * DT_S)
+    assert [due(player, step * DT_S) for step in (8, 9)] == [2, 3]
 
 
 def test_changing_a_returned_action_does_not_change_the_chunk() -> None:
-    player = ChunkPlayer(4)
-    player.load(counting_chunk())
+    player = player_of()
+    infer(player, 0.0)
     action = player.action(0.0)
     assert action is not None
     action += 1
     assert due(player, 0.0) == 0
 
 
-def test_the_execution_horizon_is_at_least_one() -> None:
-    with pytest.raises(ConfigError, match="expected one or more"):
-        ChunkPlayer(0)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strategy": "rct"}, r"No strategy 'rct'; available: \['sync', 'async', 'ensemble', 'rtc', 'rtc_trained'\]"),
+        ({"on_new_prompt": "mix"}, "No on_new_prompt 'mix'"),
+        ({"interpolation": 0}, "interpolation is 0; expected 1 or more"),
+        ({"ensemble_decay": float("nan")}, "expected a finite number"),
+        ({"execution_horizon": 0}, "execution_horizon is 0; expected one or more"),
+        ({}, "execution_horizon is None; expected one or more"),
+    ],
+)
+def test_a_wrong_setting_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ChunkPlayer(ChunkingConfig(**settings))
+
+
+def test_the_execution_horizon_follows_from_the_policy_and_fits_it() -> None:
+    assert ChunkingConfig().for_policy(16, 8).execution_horizon == 8
+    assert ChunkingConfig("ensemble").for_policy(16, 8).execution_horizon == 1
+    assert ChunkingConfig("rtc", 5).for_policy(16, 8).execution_horizon == 5
+    with pytest.raises(ConfigError, match="execution_horizon is 17; expected 1 to 16, the policy's horizon"):
+        ChunkingConfig("rtc", 17).for_policy(16, 8)

@@ -1,23 +1,27 @@
 """Pi0Agent: a policy behind ``reset()`` and ``get_action(observation)``, for one Gymnasium environment or many."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pi0_control.control.chunking import ChunkPlayer
+from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
 from pi0_control.errors import ConfigError, ObservationError
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
-from pi0_control.types import Observation
+from pi0_control.types import ActionChunk, Observation
 
 OBSERVATION_KEYS = ("images", "state", "prompt")
+Latency = int | Sequence[int] | Callable[[np.random.Generator], int]
+"""Steps an inference takes: always so many, one of these at random, or as the function draws."""
 
 
 class Pi0Agent:
-    """Acts at every control step; asks the policy for a chunk when the one it plays is used up or the prompt changes.
+    """Acts at every control step; asks the policy for a chunk when the chunking wants one.
 
     Observations come straight from the environment: a dict with ``images`` (uint8 [H, W, 3] by camera), ``state``
     ([D]) and ``prompt``. From a vector environment every entry has a leading axis N (``prompt`` is a sequence of N
@@ -31,24 +35,39 @@ class Pi0Agent:
 
     Args:
         policy: what to play.
-        execution_horizon: actions to play of each chunk before the next; the policy's recommendation if None.
+        execution_horizon: actions to play of each chunk before the next; that of ``chunking`` if None.
+        chunking: how chunks are played; with ``interpolation`` N the agent acts N times per control step of the robot.
+        latency_steps: simulates slow inference: the chunk inferred from an observation is there so many
+            ``get_action`` later. Draws follow from the seed of :meth:`reset`.
 
     Raises:
-        ConfigError: an execution horizon outside 1 .. the policy's horizon.
+        ConfigError: an execution horizon outside 1 .. the policy's horizon, or a latency that is not 0 or more.
 
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
+        is_holding: bool [N], where in the last ``get_action`` no action was due, so that the measured state was
+            returned to hold the robot where it is; N is 1 without a vector environment.
+        players: one per environment, to read why (``reason``), ``last_delay`` and ``last_seam_jump``.
     """
 
-    def __init__(self, policy: Policy, execution_horizon: int | None = None) -> None:
-        horizon = policy.execution_horizon if execution_horizon is None else execution_horizon
-        if not 1 <= horizon <= policy.horizon:
-            raise ConfigError(f"execution_horizon is {horizon}; expected 1 to {policy.horizon}, the policy's horizon.")
+    def __init__(
+        self,
+        policy: Policy,
+        execution_horizon: int | None = None,
+        chunking: ChunkingConfig | None = None,
+        latency_steps: Latency = 0,
+    ) -> None:
+        chunking = chunking or ChunkingConfig()
+        if execution_horizon is not None:
+            chunking = replace(chunking, execution_horizon=execution_horizon)
         self.policy = policy
-        self.execution_horizon = horizon
+        self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon)
+        self.players: list[ChunkPlayer] = []
+        self.is_holding: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.chunk_timing_ms: Mapping[str, float] | None = None
-        self._players: list[ChunkPlayer] = []
-        self._prompts: list[str] = []
+        self._draw = _latency(latency_steps)
+        self._rng = np.random.default_rng(0)
+        self._arriving: dict[int, tuple[int, ActionChunk]] = {}  # by environment: at which step its chunk is there
         self._step = 0
 
     @classmethod
@@ -59,37 +78,41 @@ class Pi0Agent:
         dtype: str = "float32",
         robot: RobotSpec | None = None,
         execution_horizon: int | None = None,
+        chunking: ChunkingConfig | None = None,
     ) -> "Pi0Agent":
         """An agent with a bundled policy or one from a directory; arguments and errors as for :class:`Pi0Policy`."""
-        return cls(Pi0Policy.from_pretrained(name, device, dtype, robot), execution_horizon)
+        return cls(Pi0Policy.from_pretrained(name, device, dtype, robot), execution_horizon, chunking)
 
     def reset(self, seed: int | None = None, mask: ArrayLike | None = None) -> None:
         """Start an episode: drop the chunks, so that the next action comes from a new one.
 
         Args:
-            seed: restarts the policy's noise; without it the noise runs on.
+            seed: restarts the policy's noise and the draws of the latency; without it they run on.
             mask: bool [N], the sub-environments that start anew; all if None.
 
         Raises:
             ConfigError: a mask of another length than the environments played so far.
         """
         self.policy.reset(seed)
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
         self.chunk_timing_ms = None
         if mask is None:
-            self._players, self._prompts, self._step = [], [], 0
+            self.players, self._arriving, self._step = [], {}, 0
             return
         chosen = np.asarray(mask, np.bool_)
-        if self._players and chosen.shape != (len(self._players),):
-            raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self._players)}].")
-        for player, is_reset in zip(self._players, chosen, strict=False):
-            if is_reset:
-                player.reset()
+        if self.players and chosen.shape != (len(self.players),):
+            raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self.players)}].")
+        for index in np.flatnonzero(chosen[: len(self.players)]):
+            self.players[index].reset()
+            self._arriving.pop(int(index), None)
 
     def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
         """Joint targets for the next control step.
 
         Returns:
-            float32 [D], or [N, D] for a vector observation, in the robot's units.
+            float32 [D], or [N, D] for a vector observation, in the robot's units; the measured state where no action
+            is due.
 
         Raises:
             ObservationError: a key, camera or entry is missing or not as expected; nothing is played then.
@@ -103,39 +126,64 @@ class Pi0Agent:
         if missing:
             raise ObservationError(f"The observation has {sorted(observation)} and lacks {missing}.")
         is_vector = len(_shape(observation["state"])) > 1
-        now_s = self._step * self.policy.robot.dt_s
+        now_s = self._step * self.policy.robot.dt_s / self.chunking.interpolation
         rows = _split(observation, now_s) if is_vector else [_single(observation, now_s)]
         actions = self._act(rows, now_s)
         self._step += 1
         return actions if is_vector else actions[0]
 
     def _act(self, rows: Sequence[Observation], now_s: float) -> NDArray[np.float32]:
-        players = self._players or [ChunkPlayer(self.execution_horizon) for _ in rows]
+        players = self.players or [ChunkPlayer(self.chunking) for _ in rows]
         if len(rows) != len(players):
             raise ObservationError(f"Got {len(rows)} observations; expected {len(players)} as since the reset.")
         for row in rows:
             self.policy.check(row)
-        prompts = [row.prompt for row in rows]
-        due = [
-            index
-            for index, (prompt, player, before) in enumerate(
-                zip(prompts, players, self._prompts or prompts, strict=True)
-            )
-            if player.needs_chunk(now_s) or prompt != before
-        ]
-        chunks = self.policy.infer_batch([rows[index] for index in due]) if due else []
+        for index in [index for index, (step, _) in self._arriving.items() if step <= self._step]:
+            players[index].load(self._arriving.pop(index)[1], now_s)
+        due = [index for index, row in enumerate(rows) if players[index].wants_chunk(now_s, row.prompt)]
+        chunks = self._infer({index: rows[index] for index in due}, players, now_s) if due else []
+        self.players = players
         for index, chunk in zip(due, chunks, strict=True):
-            players[index].load(chunk)
-        self._players, self._prompts = players, prompts
+            if latency := self._draw(self._rng):
+                self._arriving[index] = self._step + latency, chunk
+            else:
+                players[index].load(chunk, now_s)
         self.chunk_timing_ms = chunks[0].timing_ms if chunks else None
         actions = [player.action(now_s) for player in players]
-        idle = [index for index, action in enumerate(actions) if action is None]
-        if idle:
-            raise ObservationError(
-                f"No action is due now for environments {idle}; expected the policy's chunk to start at the "
-                "observation's stamp."
-            )
-        return np.array(actions, np.float32)
+        self.is_holding = np.array([action is None for action in actions])
+        return np.array([row.state if action is None else action for row, action in zip(rows, actions, strict=True)])
+
+    def _infer(
+        self, rows: Mapping[int, Observation], players: Sequence[ChunkPlayer], now_s: float
+    ) -> list[ActionChunk]:
+        """The chunks of the environments that want one, in one batch."""
+        prefixes = [players[index].begin(now_s, row) for index, row in rows.items()]
+        infer = (
+            partial(self.policy.infer_batch, prefixes=prefixes) if self.chunking.has_prefix else self.policy.infer_batch
+        )
+        try:
+            chunks = infer(list(rows.values()))
+            late = [index for index, chunk in zip(rows, chunks, strict=True) if chunk.start_s != rows[index].stamp_s]
+            if late:
+                raise ObservationError(
+                    f"No action is due now for environments {late}; expected the policy's chunk to start at the "
+                    "observation's stamp."
+                )
+        except BaseException:  # whatever it was, no inference is under way any more
+            for index in rows:
+                players[index].abandon()
+            raise
+        return chunks
+
+
+def _latency(steps: Latency) -> Callable[[np.random.Generator], int]:
+    """What draws the steps an inference takes."""
+    if callable(steps):
+        return steps
+    choices = [steps] if isinstance(steps, int | np.integer) else list(steps)
+    if not choices or min(choices) < 0:
+        raise ConfigError(f"latency_steps is {steps!r}; expected 0 or more, a sequence of such, or what draws them.")
+    return lambda rng: int(rng.choice(choices))
 
 
 def _single(observation: Mapping[str, Any], now_s: float) -> Observation:

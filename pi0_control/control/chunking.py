@@ -1,61 +1,310 @@
-"""Playing chunks: which action is due now, when to ask for the next chunk, when a chunk has expired.
+"""Playing chunks: which action is due now, when to infer the next chunk, what becomes of one that comes late.
 
-No clock is read here; every question comes with the time ``now_s`` on the clock of the observations [s].
+No clock is read here; every question comes with the time ``now_s`` on one monotonic clock [s], and the answers follow
+from the calls alone.
+
+The player keeps a plan: one action per control step. An inference begins at a step of the plan, and step 0 of its chunk
+is that step, so when the chunk is there the actions played meanwhile are skipped, as many as really were: the delay is
+counted, never estimated. The plan stands still while the robot holds. So a chunk that comes after the plan ran out
+goes on where the robot stopped, without a jump, and the time of a first inference or a warm-up counts for nothing.
+Steps that pass while nobody asks for their action are over nevertheless.
 """
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pi0_control.control.rtc import DelayForecast, chunk_prefix
 from pi0_control.errors import ConfigError
-from pi0_control.types import ActionChunk
+from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
-TOLERANCE = 1e-6  # of a control step, against rounding of times
+Strategy = Literal["sync", "async", "ensemble", "rtc", "rtc_trained"]
+OnNewPrompt = Literal["drop", "finish"]
+
+
+@dataclass(frozen=True)
+class ChunkingConfig:
+    """How chunks are played.
+
+    Attributes:
+        strategy: ``sync`` plays ``execution_horizon`` actions, then infers while the robot holds. The others infer
+            while they play, and go over to the new chunk when it is there: ``async`` as it comes; ``ensemble`` averages
+            all predictions for the step that is due (ACT, arXiv 2304.13705); ``rtc`` gives the policy the actions it
+            has to continue (real-time chunking, arXiv 2506.07339); ``rtc_trained`` too, for policies trained so
+            (arXiv 2512.05964), and drops a chunk that comes later than it was made for.
+        execution_horizon: from which step of a chunk on the next one is inferred, s; the policy's recommendation if
+            None, and every step with ``ensemble``.
+        on_new_prompt: what becomes of chunks of the prompt before: ``drop`` ends them at once, and the robot holds
+            until there is one of the new prompt; ``finish`` plays them as if nothing had changed.
+        ensemble_decay: m of the weights exp(-m i), where i = 0 is the oldest prediction; above 0 favours old ones.
+        interpolation: commands per action N: the robot is commanded N times as often as the policy acts, on straight
+            lines between its actions, each of which is reached with the last of its N commands.
+        first_delay: with ``rtc`` and ``rtc_trained``, the forecast of the delay before any was counted, in control
+            steps; the execution horizon if None, the longest that leaves no gap.
+        delay_memory: how many counted delays the forecast is the maximum of.
+        max_delay: most steps the policy can be given as decided, such as its ``rtc_max_delay``; None for any.
+
+    Raises:
+        ConfigError: an unknown name or a number out of range.
+    """
+
+    strategy: Strategy = "sync"
+    execution_horizon: int | None = None
+    on_new_prompt: OnNewPrompt = "drop"
+    ensemble_decay: float = 0.01
+    interpolation: int = 1
+    first_delay: int | None = None
+    delay_memory: int = 10
+    max_delay: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("strategy", get_args(Strategy)), ("on_new_prompt", get_args(OnNewPrompt))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"No {name} {getattr(self, name)!r}; available: {list(choices)}.")
+        least = {"interpolation": 1, "first_delay": 0, "delay_memory": 1, "max_delay": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ConfigError(f"{name} is {value}; expected {bound} or more.")
+        if not math.isfinite(self.ensemble_decay):
+            raise ConfigError(f"ensemble_decay is {self.ensemble_decay}; expected a finite number.")
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the policy is given the actions to continue."""
+        return self.strategy in ("rtc", "rtc_trained")
+
+    def for_policy(self, horizon: int, recommended: int) -> "ChunkingConfig":
+        """The same with an execution horizon for chunks of ``horizon`` actions: its own, or else the recommended.
+
+        Raises:
+            ConfigError: an execution horizon outside 1 .. ``horizon``.
+        """
+        default = 1 if self.strategy == "ensemble" else recommended
+        steps = default if self.execution_horizon is None else self.execution_horizon
+        if not 1 <= steps <= horizon:
+            raise ConfigError(f"execution_horizon is {steps}; expected 1 to {horizon}, the policy's horizon.")
+        return replace(self, execution_horizon=steps)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A chunk in the plan: ``actions[i]`` is for step ``first + i`` of the plan."""
+
+    first: int
+    actions: NDArray[np.float32]
+    prompt: str
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.actions)
+
+
+@dataclass(frozen=True)
+class _Inference:
+    """One under way: on which observation, at which step of the plan it began, what was said to be decided."""
+
+    first: int
+    stamp_s: float
+    prompt: str
+    prefix: ChunkPrefix | None
 
 
 class ChunkPlayer:
-    """Plays one chunk at a time by its time stamps.
+    """Plays chunks by one strategy; one inference at a time.
 
-    Action ``i`` is due from ``start_s + i * dt_s`` until the next one is. So a chunk that arrives late starts in its
-    middle, at the action meant for now, and what is past is dropped.
+    At every control step: :meth:`load` what has come, ask :meth:`wants_chunk` and if so :meth:`begin` an inference,
+    then ask for the :meth:`action`. An action is due from half a command period before its time to half a period after,
+    so a control loop may jitter by that much. If the clock goes back, the player waits.
 
     Args:
-        execution_horizon: number of control steps after which a new chunk is wanted.
+        config: with an execution horizon, as from :meth:`ChunkingConfig.for_policy`.
 
     Raises:
-        ConfigError: an execution horizon below one.
+        ConfigError: without one, or one below 1.
+
+    Attributes:
+        reason: after :meth:`action`, why none is due, or that a chunk of a former prompt is being finished, else empty;
+            after :meth:`load`, why a chunk was refused.
+        last_delay: actions played between the begin and the loading of the last chunk that came; None before.
+        last_seam_jump: where the last chunk was loaded, the distance between the action that would have come and the
+            one that comes, float32 [D] in the joints' units; None after a hold.
     """
 
-    def __init__(self, execution_horizon: int) -> None:
-        if execution_horizon < 1:
-            raise ConfigError(f"execution_horizon is {execution_horizon}; expected one or more.")
-        self.execution_horizon = execution_horizon
-        self._chunk: ActionChunk | None = None
+    def __init__(self, config: ChunkingConfig) -> None:
+        if config.execution_horizon is None or config.execution_horizon < 1:
+            raise ConfigError(
+                f"execution_horizon is {config.execution_horizon}; expected one or more, such as for_policy() gives."
+            )
+        self.config = config
+        self._execution_horizon = config.execution_horizon
+        first_delay = config.execution_horizon if config.first_delay is None else config.first_delay
+        self._forecast = DelayForecast(first_delay, config.delay_memory)
+        self.reset()
 
     def reset(self) -> None:
-        """Forget the chunk."""
-        self._chunk = None
+        """Forget everything; a chunk whose inference is under way will be refused."""
+        self.reason = self._trouble = "no chunk yet"
+        self.last_delay: int | None = None
+        self.last_seam_jump: NDArray[np.float32] | None = None
+        self._forecast.reset()
+        self._prompt: str | None = None
+        self._inference: _Inference | None = None
+        self._chunks: list[_Planned] = []  # oldest first; more than one only in an ensemble
+        self._next = self._end = 0  # first step of the plan not played yet; first without an action
+        self._origin_s: float | None = None  # time of step 0 of the plan; None while it stands still
+        self._dt_s = 0.0
+        self._tick = 0  # command period of the plan under way, interpolation of them per step
+        self._target: NDArray[np.float32] | None = None  # action of the step last played, unless the robot held since
+        self._before: NDArray[np.float32] | None = None  # and of the step before
 
-    def load(self, chunk: ActionChunk) -> None:
-        """Play this chunk from now on; the rest of the one before is dropped."""
-        self._chunk = chunk
-
-    def needs_chunk(self, now_s: float) -> bool:
-        """True without a chunk, and once ``execution_horizon`` steps of it are over or it has expired."""
-        if self._chunk is None:
+    def wants_chunk(self, now_s: float, prompt: str) -> bool:
+        """Whether to begin an inference now; ``prompt`` is the one in force from now on."""
+        self._advance(now_s)
+        if self.config.on_new_prompt == "drop" and self._chunks and self._chunks[-1].prompt != prompt:
+            self._tell(f"chunk of the former prompt {self._chunks[-1].prompt!r} dropped")
+            self._chunks, self._end, self._origin_s = [], self._next, None
+        self._prompt = prompt
+        if self._inference is not None:
+            return False
+        if not self._chunks:
             return True
-        return self._step(self._chunk, now_s) >= min(self.execution_horizon, self._chunk.horizon)
+        newest = self._chunks[-1]
+        return self._next - newest.first >= min(self._execution_horizon, len(newest.actions))
 
-    def has_expired(self, now_s: float) -> bool:
-        """True once the last action of the chunk is over, so nothing is due any more."""
-        return self._chunk is not None and self._step(self._chunk, now_s) >= self._chunk.horizon
+    def begin(self, now_s: float, observation: Observation) -> ChunkPrefix | None:
+        """An inference on this observation begins now; one under way is given up.
+
+        Returns:
+            what the new chunk has to continue, by the strategies ``rtc`` and ``rtc_trained`` while there is something.
+        """
+        self._advance(now_s)
+        prefix = self._prefix(observation.prompt) if self.config.has_prefix and self._chunks else None
+        self._inference = _Inference(self._next, observation.stamp_s, observation.prompt, prefix)
+        return prefix
+
+    def load(self, chunk: ActionChunk, now_s: float) -> None:
+        """The chunk of the inference under way has come; its actions from the present step of the plan on are played.
+
+        Refused, with the reason in :attr:`reason`, are a chunk of another observation than that of the inference under
+        way (late, twice or out of order), of a former prompt if these are dropped, of numbers that are not finite, and
+        one without an action left to play.
+        """
+        inference = self._inference
+        if inference is None or chunk.start_s != inference.stamp_s or chunk.prompt not in ("", inference.prompt):
+            self._tell("chunk refused: it is not of the inference under way")
+            return
+        self._inference = None
+        step = self._advance(now_s)
+        if self._origin_s is not None and step > self._end:
+            self._stop()  # ran out, and nobody asked
+        planned = _Planned(inference.first, chunk.actions, inference.prompt)
+        refusal = self._refusal(inference, planned)
+        if refusal:
+            self._tell(f"chunk refused: {refusal}")
+        else:
+            self._adopt(planned, chunk.dt_s)
+
+    def abandon(self) -> None:
+        """The inference under way failed or takes too long; its chunk will be refused."""
+        if self._inference is not None:
+            self._inference = None
+            self._tell("inference failed or timed out")
 
     def action(self, now_s: float) -> NDArray[np.float32] | None:
-        """The action due now, float32 [D]; None without a chunk, before it starts and after it has expired."""
-        if self._chunk is None:
+        """The joint targets due now, float32 [D]; None means hold, and :attr:`reason` says why."""
+        step = self._advance(now_s)
+        if step >= self._end:
+            self.reason = self._trouble or "chunk exhausted"
+            self._stop()
             return None
-        step = self._step(self._chunk, now_s)
-        return self._chunk.actions[step].copy() if 0 <= step < self._chunk.horizon else None
+        if self._origin_s is None:
+            self._origin_s = now_s - self._next * self._dt_s
+            self._tick = self._next * self.config.interpolation
+        if step >= self._next:
+            self._before, self._target = self._target, self._blend(self._predictions(step))
+            self._next = step + 1
+        prompt, self._trouble = self._chunks[-1].prompt, ""
+        self.reason = "" if prompt == self._prompt else f"finishing the chunk of the former prompt {prompt!r}"
+        return self._interpolated()
 
-    @staticmethod
-    def _step(chunk: ActionChunk, now_s: float) -> int:
-        return int(np.floor((now_s - chunk.start_s) / chunk.dt_s + TOLERANCE))
+    def _advance(self, now_s: float) -> int:
+        """The step of the plan for this time; those before it are over. It stands still while the robot holds."""
+        if self._origin_s is None:
+            return self._next
+        period_s = self._dt_s / self.config.interpolation
+        self._tick = max(self._tick, math.floor((now_s - self._origin_s) / period_s + 0.5))
+        step = self._tick // self.config.interpolation
+        self._next = max(self._next, min(step, self._end))
+        return step
+
+    def _tell(self, trouble: str) -> None:
+        self.reason = self._trouble = trouble
+
+    def _stop(self) -> None:
+        """From here on the robot holds."""
+        self._origin_s = self._target = self._before = None
+
+    def _prefix(self, prompt: str) -> ChunkPrefix | None:
+        playing = self._chunks[-1]
+        delay = self._forecast.delay
+        if self.config.max_delay is not None:
+            delay = min(delay, self.config.max_delay)
+        end = len(playing.actions) - self._execution_horizon if playing.prompt == prompt else delay
+        return chunk_prefix(playing.actions[self._next - playing.first :], delay, end)
+
+    def _refusal(self, inference: _Inference, planned: _Planned) -> str:
+        """Why the chunk that has come is not played; empty if it is."""
+        if self.config.on_new_prompt == "drop" and self._prompt not in (None, planned.prompt):
+            return f"it is of the former prompt {planned.prompt!r}"
+        self.last_delay = self._next - planned.first
+        decided = inference.prefix.delay if inference.prefix is not None else 0
+        if inference.prefix is not None:
+            self._forecast.observe(self.last_delay)
+        if self.config.strategy == "rtc_trained" and self.last_delay > decided:
+            return f"it was made for a delay of {decided} steps and came after {self.last_delay}"
+        if not np.isfinite(planned.actions).all():
+            return "not all its actions are finite"
+        if self._end_of(planned) <= self._next:
+            return "the time of all its actions is over"
+        return ""
+
+    def _adopt(self, planned: _Planned, dt_s: float) -> None:
+        """Go over to the chunk at the next step."""
+        would_come = self._predictions(self._next) if self._origin_s is not None else []
+        older = self._chunks if self.config.strategy == "ensemble" else []
+        kept = [chunk for chunk in older if chunk.end > self._next and chunk.prompt == planned.prompt]
+        self._chunks = [*kept, planned]
+        self._end = max(self._end_of(chunk) for chunk in self._chunks)
+        if dt_s != self._dt_s:
+            self._dt_s, self._origin_s = dt_s, None
+        comes = self._blend(self._predictions(self._next))
+        self.last_seam_jump = np.abs(comes - self._blend(would_come)) if would_come else None
+
+    def _end_of(self, planned: _Planned) -> int:
+        """First step of the plan at which the chunk has no action to play."""
+        return (
+            min(planned.end, planned.first + self._execution_horizon) if self.config.strategy == "sync" else planned.end
+        )
+
+    def _predictions(self, step: int) -> list[NDArray[np.float32]]:
+        """What the chunks in the plan have for a step, oldest first."""
+        return [chunk.actions[step - chunk.first] for chunk in self._chunks if chunk.first <= step < chunk.end]
+
+    def _blend(self, predictions: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Their weighted mean; a single one as it is."""
+        if len(predictions) == 1:
+            return predictions[0]
+        weights = np.exp(-self.config.ensemble_decay * np.arange(len(predictions)))
+        return (weights @ np.stack(predictions) / weights.sum()).astype(np.float32)
+
+    def _interpolated(self) -> NDArray[np.float32]:
+        """The command of the present tick, on the line from the action before to the present one."""
+        assert self._target is not None
+        share = (self._tick % self.config.interpolation + 1) / self.config.interpolation
+        if self._before is None or share == 1:
+            return self._target.copy()
+        return self._before + np.float32(share) * (self._target - self._before)
