@@ -14,7 +14,7 @@ DOOR = 4  # serving, ros, train, sims: they do not know each other
 COMPOSERS = ("pi0_control/__init__.py", "pi0_control/__main__.py", "pi0_control/cli/")  # may open every door
 ROOMS = {
     "torch": ("pi0_control/model/", "pi0_control/policy/", "pi0_control/train/"),
-    "gymnasium": ("pi0_control/control/agent.py", "sims/"),
+    "gymnasium": ("pi0_control/control/agent.py", "pi0_control/control/mapping.py", "sims/"),
     "mujoco": ("sims/",),
     "rclpy": ("pi0_control/ros/",),
     "websockets": ("pi0_control/serving/",),

@@ -29,7 +29,7 @@ def test_a_joints_acceleration_may_be_left_out() -> None:
 
 
 def test_unknown_robot_names_the_bundled_ones() -> None:
-    with pytest.raises(ConfigError, match=r"No robot file 'nobody'.*\['arm6'\]"):
+    with pytest.raises(ConfigError, match=r"No robot file 'nobody'.*'arm6'"):
         RobotSpec.from_yaml("nobody")
 
 
