@@ -17,7 +17,7 @@ from pi0_control.errors import ConfigError, Pi0Error
 from pi0_control.policy import Policy
 from pi0_control.types import ActionChunk, Observation
 from sims.episode import EpisodeResult
-from sims.simulator import Job, Noise, PolicyShape, Simulator
+from sims.simulator import Job, Noise, PolicyShape, Prefix, Simulator
 
 STOP_S = 2.0
 
@@ -53,9 +53,9 @@ class LocalPool:
         """Results in the order of the jobs."""
         shape = PolicyShape.of(policy) if policy is not None else None
 
-        def ask(observation: Observation, noise: Noise) -> ActionChunk:
+        def ask(observation: Observation, noise: Noise, prefix: Prefix) -> ActionChunk:
             assert policy is not None
-            return policy.infer(observation, noise=noise)
+            return policy.infer(observation, noise=noise, prefix=prefix)
 
         for job in jobs:
             yield self._simulator.play(job, shape, ask)
@@ -95,7 +95,7 @@ class WorkerPool:
         """
         queue, shape = iter(jobs), PolicyShape.of(policy) if policy is not None else None
         playing: dict[Connection, Job] = {}
-        asking: dict[Connection, tuple[Observation, Noise]] = {}
+        asking: dict[Connection, tuple[Observation, Noise, Prefix]] = {}
 
         def begin(pipe: Connection) -> None:
             playing.pop(pipe, None)
@@ -130,10 +130,11 @@ class WorkerPool:
             process.join()
         self._processes.clear()
 
-    def _answer(self, policy: Policy, asking: dict[Connection, tuple[Observation, Noise]]) -> None:
-        observations, noises = zip(*asking.values(), strict=True)
+    def _answer(self, policy: Policy, asking: dict[Connection, tuple[Observation, Noise, Prefix]]) -> None:
+        observations, noises, prefixes = zip(*asking.values(), strict=True)
         noise = None if noises[0] is None else np.stack(noises)
-        for pipe, chunk in zip(asking, policy.infer_batch(observations, noise=noise), strict=True):
+        chunks = policy.infer_batch(observations, noise=noise, prefixes=prefixes)
+        for pipe, chunk in zip(asking, chunks, strict=True):
             self._send(pipe, chunk)
 
     def _send(self, pipe: Connection, message: Any) -> None:
@@ -162,8 +163,8 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the main one decides
     os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering: a process a core, not its threads as well
 
-    def ask(observation: Observation, noise: Noise) -> ActionChunk:
-        pipe.send((observation, noise))
+    def ask(observation: Observation, noise: Noise, prefix: Prefix) -> ActionChunk:
+        pipe.send((observation, noise, prefix))
         chunk: ActionChunk = pipe.recv()
         return chunk
 

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from pi0_control.control import Pi0Agent
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
-from pi0_control.types import ActionChunk, Observation
+from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 from sims.controls import DeprivedActor, instruct
 from sims.episode import EXPERT, Actor, EpisodeResult, ExpertActor, RandomActor, Setting, run_episode
 from sims.tabletop_env import TabletopEnv
 from sims.video import Film, write_video
 
 Noise = NDArray[np.float32] | None
-Ask = Callable[[Observation, Noise], ActionChunk]
+Prefix = ChunkPrefix | None
+Ask = Callable[[Observation, Noise, Prefix], ActionChunk]
 """Infers one chunk, here or in another process."""
 
 
@@ -64,15 +65,22 @@ class EpisodePolicy:
     def check(self, observation: Observation) -> None:
         """Left to the policy itself when it infers."""
 
-    def infer(self, observation: Observation, *, noise: Noise = None) -> ActionChunk:
+    def infer(self, observation: Observation, *, noise: Noise = None, prefix: Prefix = None) -> ActionChunk:
         """The chunk for one observation from the episode's next noise."""
         if noise is None and self._noise_shape is not None:
             noise = self._rng.standard_normal(self._noise_shape, np.float32)
-        return self._ask(observation, noise)
+        return self._ask(observation, noise, prefix)
 
-    def infer_batch(self, observations: Sequence[Observation], *, noise: Noise = None) -> list[ActionChunk]:
+    def infer_batch(
+        self,
+        observations: Sequence[Observation],
+        *,
+        noise: Noise = None,
+        prefixes: Sequence[Prefix] | None = None,
+    ) -> list[ActionChunk]:
         """One chunk per observation, one after another."""
-        return [self.infer(observation, noise=noise) for observation in observations]
+        rows = zip(observations, prefixes or [None] * len(observations), strict=True)
+        return [self.infer(observation, noise=noise, prefix=prefix) for observation, prefix in rows]
 
     def reset(self, seed: int | None = None) -> None:
         """Restart the noise."""

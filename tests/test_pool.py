@@ -33,8 +33,8 @@ class Recorder:
         self.largest = 0
         infer_batch = policy.infer_batch
 
-        def record(observations, *, noise=None):
-            chunks = infer_batch(observations, noise=noise)
+        def record(observations, *, noise=None, prefixes=None):
+            chunks = infer_batch(observations, noise=noise, prefixes=prefixes)
             noises = noise if noise.ndim == 3 else noise[None]
             self.chunks.update((each.tobytes(), chunk.actions) for each, chunk in zip(noises, chunks, strict=True))
             self.largest = max(self.largest, len(chunks))

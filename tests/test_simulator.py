@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tiny_policy import ARM6, tiny_policy
 
+from pi0_control.types import ChunkPrefix
 from sims.episode import Setting
 from sims.simulator import BlindEnv, EpisodePolicy, Job, PolicyShape, Simulator
 from sims.tabletop_env import TabletopEnv
@@ -53,7 +54,8 @@ def test_a_blind_environment_is_the_same_but_for_its_images(suite) -> None:
 
 def test_the_noise_of_an_episode_follows_from_its_seed() -> None:
     noises: list[np.ndarray] = []
-    policy = EpisodePolicy(ARM6, PolicyShape.of(tiny_policy()), lambda observation, noise: noises.append(noise))
+    shape = PolicyShape.of(tiny_policy())
+    policy = EpisodePolicy(ARM6, shape, lambda observation, noise, prefix: noises.append(noise))
     for seed in (1, 2, 1):
         policy.reset(seed)
         policy.infer_batch([None, None])
@@ -63,3 +65,11 @@ def test_the_noise_of_an_episode_follows_from_its_seed() -> None:
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(first[0], other[0])
+
+
+def test_each_row_of_an_episode_asks_with_its_own_prefix() -> None:
+    policy = EpisodePolicy(ARM6, PolicyShape.of(tiny_policy()), lambda observation, noise, prefix: prefix)
+    prefix = ChunkPrefix(np.zeros((2, 7), np.float32), 1, 2)
+    assert policy.infer(None, prefix=prefix) is prefix
+    assert policy.infer_batch([None, None], prefixes=[None, prefix]) == [None, prefix]
+    assert policy.infer_batch([None]) == [None]
