@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+CommandStatus = Literal["tracking", "holding", "fault"]
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -80,6 +82,6 @@ class Command:
 
     positions: NDArray[np.float32]
     stamp_s: float
-    status: Literal["tracking", "holding", "fault"] = "tracking"
+    status: CommandStatus = "tracking"
     reason: str = ""
     margins: NDArray[np.float32] | None = None
