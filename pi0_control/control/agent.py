@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
+from pi0_control.control.mapping import EnvironmentMapping
 from pi0_control.errors import ConfigError, ObservationError
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
@@ -24,9 +25,9 @@ class Pi0Agent:
     """Acts at every control step; asks the policy for a chunk when the chunking wants one.
 
     Observations come straight from the environment: a dict with ``images`` (uint8 [H, W, 3] by camera), ``state``
-    ([D]) and ``prompt``. From a vector environment every entry has a leading axis N (``prompt`` is a sequence of N
-    texts) and so has the action; sub-environments due for a new chunk are inferred in one batch. The number of
-    environments may change at :meth:`reset` only.
+    ([D]) and ``prompt``; an environment that shows or takes something else needs a mapping. From a vector environment
+    every entry has a leading axis N (``prompt`` is a sequence of N texts) and so has the action; sub-environments due
+    for a new chunk are inferred in one batch. The number of environments may change at :meth:`reset` only.
 
     With Gymnasium's vector autoreset, tell :meth:`reset` which sub-environments begin an episode with the observation
     just returned. In its default mode NEXT_STEP that is one step after the step that ended episodes: call
@@ -39,9 +40,11 @@ class Pi0Agent:
         chunking: how chunks are played; with ``interpolation`` N the agent acts N times per control step of the robot.
         latency_steps: simulates slow inference: the chunk inferred from an observation is there so many
             ``get_action`` later. Draws follow from the seed of :meth:`reset`.
+        mapping: from the environment's observations and to its actions, where they are not the robot's.
 
     Raises:
-        ConfigError: an execution horizon outside 1 .. the policy's horizon, or a latency that is not 0 or more.
+        ConfigError: an execution horizon outside 1 .. the policy's horizon, a latency that is not 0 or more, or a
+            mapping for another robot than the policy's.
 
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
@@ -56,11 +59,18 @@ class Pi0Agent:
         execution_horizon: int | None = None,
         chunking: ChunkingConfig | None = None,
         latency_steps: Latency = 0,
+        mapping: EnvironmentMapping | None = None,
     ) -> None:
+        if mapping is not None and mapping.robot != policy.robot:
+            raise ConfigError(
+                f"The mapping is for robot {mapping.robot.name!r} and the policy drives {policy.robot.name!r}; "
+                "expected one made with the policy's robot."
+            )
         chunking = chunking or ChunkingConfig()
         if execution_horizon is not None:
             chunking = replace(chunking, execution_horizon=execution_horizon)
         self.policy = policy
+        self.mapping = mapping
         self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon)
         self.players: list[ChunkPlayer] = []
         self.is_holding: NDArray[np.bool_] = np.zeros(0, np.bool_)
@@ -107,16 +117,18 @@ class Pi0Agent:
             self.players[index].reset()
             self._arriving.pop(int(index), None)
 
-    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+    def get_action(self, observation: Mapping[str, Any]) -> Any:
         """Joint targets for the next control step.
 
         Returns:
             float32 [D], or [N, D] for a vector observation, in the robot's units; the measured state where no action
-            is due.
+            is due. With a mapping, what its environment takes.
 
         Raises:
             ObservationError: a key, camera or entry is missing or not as expected; nothing is played then.
         """
+        if self.mapping is not None:
+            observation = self.mapping.observation(observation)
         if not isinstance(observation, Mapping):
             raise ObservationError(
                 f"The observation is {type(observation).__name__}; expected a dict with {list(OBSERVATION_KEYS)}, "
@@ -130,7 +142,8 @@ class Pi0Agent:
         rows = _split(observation, now_s) if is_vector else [_single(observation, now_s)]
         actions = self._act(rows, now_s)
         self._step += 1
-        return actions if is_vector else actions[0]
+        actions = actions if is_vector else actions[0]
+        return actions if self.mapping is None else self.mapping.action(actions)
 
     def _act(self, rows: Sequence[Observation], now_s: float) -> NDArray[np.float32]:
         players = self.players or [ChunkPlayer(self.chunking) for _ in rows]
@@ -151,7 +164,9 @@ class Pi0Agent:
         self.chunk_timing_ms = chunks[0].timing_ms if chunks else None
         actions = [player.action(now_s) for player in players]
         self.is_holding = np.array([action is None for action in actions])
-        return np.array([row.state if action is None else action for row, action in zip(rows, actions, strict=True)])
+        hold = np.asarray if self.mapping is None else self.mapping.hold
+        played = [hold(row.state) if action is None else action for row, action in zip(rows, actions, strict=True)]
+        return np.array(played, np.float32)
 
     def _infer(
         self, rows: Mapping[int, Observation], players: Sequence[ChunkPlayer], now_s: float
