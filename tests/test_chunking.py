@@ -364,6 +364,7 @@ def test_commands_at_a_higher_rate_lie_on_lines_that_end_at_the_actions() -> Non
 # --- the clock ---
 
 
+@settings(max_examples=60, deadline=None)
 @given(dt_s=st.floats(1e-3, 1.0), first_step=st.integers(0, 10**6), horizon=st.integers(1, 50))
 def test_on_a_regular_clock_every_action_is_played_once(dt_s: float, first_step: int, horizon: int) -> None:
     player = player_of("async", horizon)

@@ -163,7 +163,7 @@ class ChunkPlayer:
 
     def wants_chunk(self, now_s: float, prompt: str) -> bool:
         """Whether to begin an inference now; ``prompt`` is the one in force from now on."""
-        self._advance(now_s)
+        step = self._advance(now_s)
         if self.config.on_new_prompt == "drop" and self._chunks and self._chunks[-1].prompt != prompt:
             self._tell(f"chunk of the former prompt {self._chunks[-1].prompt!r} dropped")
             self._chunks, self._end, self._origin_s = [], self._next, None
@@ -173,7 +173,7 @@ class ChunkPlayer:
         if not self._chunks:
             return True
         newest = self._chunks[-1]
-        return self._next - newest.first >= min(self._execution_horizon, len(newest.actions))
+        return step - newest.first >= min(self._execution_horizon, len(newest.actions))
 
     def begin(self, now_s: float, observation: Observation) -> ChunkPrefix | None:
         """An inference on this observation begins now; one under way is given up.
