@@ -23,7 +23,10 @@ BLOCK_COLOURS = {
 }
 DISTRACTORS = ("distractor_0", "distractor_1", "distractor_2")
 """Things that no instruction names; below the floor unless a variation lays them on the table."""
+NO_PATTERN = "white"
+"""The table's texture unless a variation gives it another: a material compiled without one keeps what it drew last."""
 TABLE_TEXTURES = {
+    NO_PATTERN: mujoco.mjtBuiltin.mjBUILTIN_FLAT,
     "checker": mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
     "sheen": mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
     "speckle": mujoco.mjtBuiltin.mjBUILTIN_FLAT,
@@ -105,7 +108,8 @@ def _add_room(spec: mujoco.MjSpec) -> None:
     )
     floor = spec.add_material(name="floor", texrepeat=[4, 4], texuniform=True)
     floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
-    spec.add_material(name="wood", rgba=[0.74, 0.61, 0.46, 1], specular=0.1, shininess=0.2)
+    wood = spec.add_material(name="wood", rgba=[0.74, 0.61, 0.46, 1], specular=0.1, shininess=0.2)
+    wood.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = NO_PATTERN
     world = spec.worldbody
     world.add_light(
         name="key",
@@ -149,12 +153,11 @@ def _add_table(spec: mujoco.MjSpec) -> None:
 def _add_table_textures(spec: mujoco.MjSpec) -> None:
     """Patterns of grey that a variation may give the table; its colour tints them."""
     for name, builtin in TABLE_TEXTURES.items():
-        is_flat = builtin == mujoco.mjtBuiltin.mjBUILTIN_FLAT
         spec.add_texture(
             name=name,
             type=mujoco.mjtTexture.mjTEXTURE_2D,
             builtin=builtin,
-            mark=mujoco.mjtMark.mjMARK_RANDOM if is_flat else mujoco.mjtMark.mjMARK_NONE,
+            mark=mujoco.mjtMark.mjMARK_RANDOM if name == "speckle" else mujoco.mjtMark.mjMARK_NONE,
             random=0.2,
             markrgb=[0.6, 0.6, 0.6],
             rgb1=[1.0, 1.0, 1.0],

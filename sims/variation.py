@@ -58,7 +58,7 @@ class Variation:
 
     _VARIED = (
         *("cam_pos", "cam_quat", "cam_fovy", "light_dir", "light_diffuse", "mat_rgba", "mat_texid", "mat_texrepeat"),
-        *("geom_rgba", "geom_size", "geom_rbound", "geom_aabb", "geom_type", "bvh_aabb"),
+        *("geom_rgba", "geom_size", "geom_rbound", "geom_aabb", "geom_type", "bvh_aabb", "body_inertia"),
     )
 
     def __init__(self, model: mujoco.MjModel) -> None:
@@ -82,9 +82,14 @@ class Variation:
         if "colour" in aspects:
             self._vary_colours(rng)
 
-    def resize_block(self, block: str, half_m: float) -> None:
-        """Make a block a cube of another size; its weight stays."""
-        self._resize(block, half_m)
+    def resize(self, name: str, half_m: float) -> None:
+        """Fit a body's one geom, of the same name, into another cube, with its bounds and inertia; its weight stays."""
+        geom, body = self._model.geom(name), self._model.body(name)
+        geom.size[:] = half_m
+        geom.rbound[:] = np.sqrt(3) * half_m
+        body.inertia[:] = body.mass * (2 * half_m) ** 2 / 6
+        self._model.geom_aabb[geom.id, 3:] = half_m
+        self._model.bvh_aabb[self._model.body_bvhadr[body.id], 3:] = half_m
 
     def lay_distractors(
         self, data: mujoco.MjData, taken: Sequence[NDArray[np.floating]], rng: np.random.Generator
@@ -104,17 +109,9 @@ class Variation:
         kinds = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_SPHERE)
         kind = kinds[rng.integers(len(kinds))]
         geom.type[:] = int(kind)
-        self._resize(name, half)
+        self.resize(name, half)
         geom.rgba[:3] = DISTRACTOR_COLOURS[rng.integers(len(DISTRACTOR_COLOURS))]
         data.mocap_pos[self._model.body(name).mocapid[0]] = [*place, half]
-
-    def _resize(self, name: str, half_m: float) -> None:
-        """Fit a body's one geom, of the same name, into another cube, with all the bounds that collisions look at."""
-        geom = self._model.geom(name)
-        geom.size[:] = half_m
-        geom.rbound[:] = np.sqrt(3) * half_m
-        self._model.geom_aabb[geom.id, 3:] = half_m
-        self._model.bvh_aabb[self._model.body_bvhadr[geom.bodyid[0]], 3:] = half_m
 
     def _vary_cameras(self, rng: np.random.Generator) -> None:
         for name, shift_m in CAMERA_SHIFT_M.items():
@@ -143,8 +140,8 @@ class Variation:
             grey, tint = rng.uniform(*SURFACE_RGB), rng.uniform(-0.12, 0.12, 3)
             self._model.material(name).rgba[:3] = np.clip(grey + tint, 0, 1)
         wood = self._model.material("wood")
-        texture = rng.choice(["", *TABLE_TEXTURES])
-        wood.texid[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = self._model.texture(texture).id if texture else -1
+        texture = rng.choice(list(TABLE_TEXTURES))
+        wood.texid[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = self._model.texture(texture).id
         wood.texrepeat[:] = rng.uniform(1, 6)
         for name in ("red", "green", "blue"):
             rgba = self._model.geom(name).rgba

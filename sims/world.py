@@ -60,7 +60,7 @@ class TabletopWorld:
         self._variation.draw_looks(aspects, rng)
         if "size" in aspects:
             for block, address in zip(self.blocks, self._block_qpos, strict=True):
-                self._variation.resize_block(block, draw_half(rng))
+                self._variation.resize(block, draw_half(rng))
                 self.data.qpos[address + 2] = self.block_half(block)
         if "start" in aspects:
             start, turn = rng.uniform(*VARIED_START_REGION_M), rng.uniform(-0.6, 0.6)

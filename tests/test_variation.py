@@ -1,3 +1,4 @@
+import mujoco
 import numpy as np
 import pytest
 
@@ -6,6 +7,8 @@ from pi0_control.robot import RobotSpec
 from sims.tabletop_env import TabletopEnv
 from sims.variation import ALL, ASPECTS, BLOCK_HALF_RANGE_M, NONE, SUITES, Variation, aspects_of, draw_aspects
 from sims.world import TabletopWorld
+
+SIZES = {"geom_size", "geom_rbound", "geom_aabb", "bvh_aabb", "body_inertia"}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[
         ("camera", {"cam_pos", "cam_quat", "cam_fovy"}),
         ("light", {"light_dir", "light_diffuse", "headlight"}),
         ("colour", {"mat_rgba", "mat_texid", "mat_texrepeat", "geom_rgba"}),
-        ("size", {"geom_size", "geom_rbound", "geom_aabb", "bvh_aabb"}),
-        ("distractors", {"geom_size", "geom_rbound", "geom_aabb", "bvh_aabb", "geom_rgba", "geom_type", "mocap"}),
+        ("size", SIZES),
+        ("distractors", {*SIZES, "geom_rgba", "geom_type", "mocap"}),
         ("wording", set()),
         ("start", set()),
     ],
@@ -77,6 +80,9 @@ def test_blocks_of_another_size_rest_on_the_table(world) -> None:
     halves = [world.block_half(block) for block in world.blocks]
     assert len(set(halves)) == 3
     assert all(BLOCK_HALF_RANGE_M[0] <= half <= BLOCK_HALF_RANGE_M[1] for half in halves)
+    for block, half in zip(world.blocks, halves, strict=True):
+        body = world.model.body(block)
+        np.testing.assert_allclose(body.inertia, np.full(3, body.mass[0] * (2 * half) ** 2 / 6))
     for _ in range(5):
         world.drive(world.state)
     np.testing.assert_allclose([world.block_position(block)[2] for block in world.blocks], halves, atol=1e-3)
@@ -99,6 +105,18 @@ def test_images_show_the_variation() -> None:
     assert np.abs(images[0] - images[1]).mean() > 5
     plain.close()
     varied.close()
+
+
+def test_a_scene_looks_the_same_whatever_was_drawn_before() -> None:
+    seeds, textures, images = range(12), list[int](), list[dict[int, np.ndarray]]()
+    for order in (seeds, seeds[::-1]):
+        env = TabletopEnv("Reach", perturb="colour")
+        images.append({seed: env.reset(seed=seed)[0]["images"]["base_0_rgb"] for seed in order})
+        textures.append(env.world.model.material("wood").texid[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)])
+        env.close()
+    assert textures[0] != textures[1]  # each order began with what the other ended with
+    for seed in seeds:
+        np.testing.assert_array_equal(images[0][seed], images[1][seed])
 
 
 def test_recordings_vary_each_aspect_half_of_the_time() -> None:
