@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
+from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer, Strategy
 from pi0_control.control.safety import Safety
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, Command, Observation
 
 COMMANDS = 5000
 HORIZON = 50
-STRATEGIES = ("async", "ensemble")  # the least and the most to do
+STRATEGIES: tuple[Strategy, ...] = ("async", "ensemble")  # the least and the most to do
 
 Step = Callable[[int], Command | None]
 
