@@ -21,7 +21,7 @@ def read_images(episodes: Sequence[Episode], camera: str, fps: float) -> Iterato
     """Yield (frame of the dataset, RGB uint8 [H, W, 3]) for episodes whose images lie in the same file.
 
     Raises:
-        DatasetError: the file is missing or broken, or lacks some of the images.
+        DatasetError: the file is missing or broken, lacks some of the images, or two episodes claim the same one.
     """
     span = episodes[0].images[camera]
     wanted = {
@@ -29,7 +29,11 @@ def read_images(episodes: Sequence[Episode], camera: str, fps: float) -> Iterato
         for episode in episodes
         for step in range(episode.length)
     }
-    total = len(wanted)
+    total = sum(episode.length for episode in episodes)
+    if len(wanted) < total:
+        raise DatasetError(
+            f"Episodes claim {total - len(wanted)} images of {span.path} twice; expected every episode to have its own."
+        )
     for place, image in _read_pictures(span.path, span.column) if span.column else _read_frames(span.path, fps):
         index = wanted.pop(place, None)
         if index is not None:
