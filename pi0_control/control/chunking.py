@@ -69,8 +69,8 @@ class ChunkingConfig:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ConfigError(f"{name} is {value}; expected {bound} or more.")
-        if not math.isfinite(self.ensemble_decay):
-            raise ConfigError(f"ensemble_decay is {self.ensemble_decay}; expected a finite number.")
+        if not -1 <= self.ensemble_decay < math.inf:  # below, weights grow beyond what a number holds
+            raise ConfigError(f"ensemble_decay is {self.ensemble_decay}; expected a finite number from -1 on.")
 
     @property
     def has_prefix(self) -> bool:
@@ -91,16 +91,40 @@ class ChunkingConfig:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """A chunk in the plan: ``actions[i]`` is for step ``first + i`` of the plan."""
+class _Plan:
+    """What is being played: the newest chunk, which begins at step ``first``; ``actions[i]`` is for step ``first + i``.
+
+    In an ensemble that is the mean of ``counts[i]`` predictions, the sum of whose weights is ``weights[i]``.
+    """
 
     first: int
     actions: NDArray[np.float32]
     prompt: str
+    counts: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, first: int, chunk: ActionChunk, prompt: str) -> "_Plan":
+        """A chunk by itself."""
+        horizon = chunk.horizon
+        return cls(first, chunk.actions, prompt, np.ones(horizon, np.int64), np.ones(horizon))
 
     @property
     def end(self) -> int:
+        """First step after the last."""
         return self.first + len(self.actions)
+
+    def averaged_into(self, older: "_Plan", step: int, decay: float) -> "_Plan":
+        """This chunk with the older predictions for the steps from ``step`` on; weights are exp(-decay counts)."""
+        end = min(self.end, older.end)
+        new, old = slice(step - self.first, end - self.first), slice(step - older.first, end - older.first)
+        weight = np.exp(-decay * older.counts[old])
+        actions, counts, weights = self.actions.copy(), self.counts.copy(), self.weights.copy()
+        counts[new] += older.counts[old]
+        weights[new] = older.weights[old] + weight
+        share = (weight / weights[new])[:, None]
+        actions[new] = older.actions[old] + share * (self.actions[new] - older.actions[old])
+        return replace(self, actions=actions, counts=counts, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -153,7 +177,7 @@ class ChunkPlayer:
         self._forecast.reset()
         self._prompt: str | None = None
         self._inference: _Inference | None = None
-        self._chunks: list[_Planned] = []  # oldest first; more than one only in an ensemble
+        self._plan: _Plan | None = None
         self._next = self._end = 0  # first step of the plan not played yet; first without an action
         self._origin_s: float | None = None  # time of step 0 of the plan; None while it stands still
         self._dt_s = 0.0
@@ -164,16 +188,15 @@ class ChunkPlayer:
     def wants_chunk(self, now_s: float, prompt: str) -> bool:
         """Whether to begin an inference now; ``prompt`` is the one in force from now on."""
         step = self._advance(now_s)
-        if self.config.on_new_prompt == "drop" and self._chunks and self._chunks[-1].prompt != prompt:
-            self._tell(f"chunk of the former prompt {self._chunks[-1].prompt!r} dropped")
-            self._chunks, self._end, self._origin_s = [], self._next, None
+        if self.config.on_new_prompt == "drop" and self._plan is not None and self._plan.prompt != prompt:
+            self._tell(f"chunk of the former prompt {self._plan.prompt!r} dropped")
+            self._plan, self._end, self._origin_s = None, self._next, None
         self._prompt = prompt
         if self._inference is not None:
             return False
-        if not self._chunks:
+        if self._plan is None:
             return True
-        newest = self._chunks[-1]
-        return step - newest.first >= min(self._execution_horizon, len(newest.actions))
+        return step - self._plan.first >= min(self._execution_horizon, len(self._plan.actions))
 
     def begin(self, now_s: float, observation: Observation) -> ChunkPrefix | None:
         """An inference on this observation begins now; one under way is given up.
@@ -182,7 +205,7 @@ class ChunkPlayer:
             what the new chunk has to continue, by the strategies ``rtc`` and ``rtc_trained`` while there is something.
         """
         self._advance(now_s)
-        prefix = self._prefix(observation.prompt) if self.config.has_prefix and self._chunks else None
+        prefix = self._prefix(observation.prompt) if self.config.has_prefix else None
         self._inference = _Inference(self._next, observation.stamp_s, observation.prompt, prefix)
         return prefix
 
@@ -201,12 +224,12 @@ class ChunkPlayer:
         step = self._advance(now_s)
         if self._origin_s is not None and step > self._end:
             self._stop()  # ran out, and nobody asked
-        planned = _Planned(inference.first, chunk.actions, inference.prompt)
-        refusal = self._refusal(inference, planned)
+        plan = _Plan.of(inference.first, chunk, inference.prompt)
+        refusal = self._refusal(inference, plan)
         if refusal:
             self._tell(f"chunk refused: {refusal}")
         else:
-            self._adopt(planned, chunk.dt_s)
+            self._adopt(plan, chunk.dt_s)
 
     def abandon(self) -> None:
         """The inference under way failed or takes too long; its chunk will be refused."""
@@ -217,7 +240,7 @@ class ChunkPlayer:
     def action(self, now_s: float) -> NDArray[np.float32] | None:
         """The joint targets due now, float32 [D]; None means hold, and :attr:`reason` says why."""
         step = self._advance(now_s)
-        if step >= self._end:
+        if step >= self._end or self._plan is None:
             self.reason = self._trouble or "chunk exhausted"
             self._stop()
             return None
@@ -225,9 +248,9 @@ class ChunkPlayer:
             self._origin_s = now_s - self._next * self._dt_s
             self._tick = self._next * self.config.interpolation
         if step >= self._next:
-            self._before, self._target = self._target, self._blend(self._predictions(step))
+            self._before, self._target = self._target, self._plan.actions[step - self._plan.first]
             self._next = step + 1
-        prompt, self._trouble = self._chunks[-1].prompt, ""
+        prompt, self._trouble = self._plan.prompt, ""
         self.reason = "" if prompt == self._prompt else f"finishing the chunk of the former prompt {prompt!r}"
         return self._interpolated()
 
@@ -249,57 +272,46 @@ class ChunkPlayer:
         self._origin_s = self._target = self._before = None
 
     def _prefix(self, prompt: str) -> ChunkPrefix | None:
-        playing = self._chunks[-1]
+        plan = self._plan
+        if plan is None:
+            return None
         delay = self._forecast.delay
         if self.config.max_delay is not None:
             delay = min(delay, self.config.max_delay)
-        end = len(playing.actions) - self._execution_horizon if playing.prompt == prompt else delay
-        return chunk_prefix(playing.actions[self._next - playing.first :], delay, end)
+        end = len(plan.actions) - self._execution_horizon if plan.prompt == prompt else delay
+        return chunk_prefix(plan.actions[self._next - plan.first :], delay, end)
 
-    def _refusal(self, inference: _Inference, planned: _Planned) -> str:
+    def _refusal(self, inference: _Inference, plan: _Plan) -> str:
         """Why the chunk that has come is not played; empty if it is."""
-        if self.config.on_new_prompt == "drop" and self._prompt not in (None, planned.prompt):
-            return f"it is of the former prompt {planned.prompt!r}"
-        self.last_delay = self._next - planned.first
+        if self.config.on_new_prompt == "drop" and self._prompt not in (None, plan.prompt):
+            return f"it is of the former prompt {plan.prompt!r}"
+        self.last_delay = self._next - plan.first
         decided = inference.prefix.delay if inference.prefix is not None else 0
         if inference.prefix is not None:
             self._forecast.observe(self.last_delay)
         if self.config.strategy == "rtc_trained" and self.last_delay > decided:
             return f"it was made for a delay of {decided} steps and came after {self.last_delay}"
-        if not np.isfinite(planned.actions).all():
+        if not np.isfinite(plan.actions).all():
             return "not all its actions are finite"
-        if self._end_of(planned) <= self._next:
+        if self._end_of(plan) <= self._next:
             return "the time of all its actions is over"
         return ""
 
-    def _adopt(self, planned: _Planned, dt_s: float) -> None:
+    def _adopt(self, plan: _Plan, dt_s: float) -> None:
         """Go over to the chunk at the next step."""
-        would_come = self._predictions(self._next) if self._origin_s is not None else []
-        older = self._chunks if self.config.strategy == "ensemble" else []
-        kept = [chunk for chunk in older if chunk.end > self._next and chunk.prompt == planned.prompt]
-        self._chunks = [*kept, planned]
-        self._end = max(self._end_of(chunk) for chunk in self._chunks)
+        step, old = self._next, self._plan
+        if self.config.strategy == "ensemble" and old is not None and old.prompt == plan.prompt and old.end > step:
+            plan = plan.averaged_into(old, step, self.config.ensemble_decay)
+        self.last_seam_jump = None
+        if old is not None and old.end > step and self._origin_s is not None:
+            self.last_seam_jump = np.abs(plan.actions[step - plan.first] - old.actions[step - old.first])
+        self._plan, self._end = plan, self._end_of(plan)
         if dt_s != self._dt_s:
             self._dt_s, self._origin_s = dt_s, None
-        comes = self._blend(self._predictions(self._next))
-        self.last_seam_jump = np.abs(comes - self._blend(would_come)) if would_come else None
 
-    def _end_of(self, planned: _Planned) -> int:
-        """First step of the plan at which the chunk has no action to play."""
-        return (
-            min(planned.end, planned.first + self._execution_horizon) if self.config.strategy == "sync" else planned.end
-        )
-
-    def _predictions(self, step: int) -> list[NDArray[np.float32]]:
-        """What the chunks in the plan have for a step, oldest first."""
-        return [chunk.actions[step - chunk.first] for chunk in self._chunks if chunk.first <= step < chunk.end]
-
-    def _blend(self, predictions: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Their weighted mean; a single one as it is."""
-        if len(predictions) == 1:
-            return predictions[0]
-        weights = np.exp(-self.config.ensemble_decay * np.arange(len(predictions)))
-        return (weights @ np.stack(predictions) / weights.sum()).astype(np.float32)
+    def _end_of(self, plan: _Plan) -> int:
+        """First step without an action to play."""
+        return min(plan.end, plan.first + self._execution_horizon) if self.config.strategy == "sync" else plan.end
 
     def _interpolated(self) -> NDArray[np.float32]:
         """The command of the present tick, on the line from the action before to the present one."""
