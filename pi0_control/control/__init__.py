@@ -1,6 +1,20 @@
-"""Chunks to commands: what is due now, and the agent that plays a policy in Gymnasium."""
+"""Chunks to commands: what is due now, the agent that plays a policy in Gymnasium, its mapping and its recorder."""
 
 from pi0_control.control.agent import Pi0Agent
 from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
+from pi0_control.control.mapping import Affine, Entries, EnvironmentMapping, Layout, Picture
+from pi0_control.control.recorder import Recorder, Recording, replay
 
-__all__ = ["ChunkPlayer", "ChunkingConfig", "Pi0Agent"]
+__all__ = [
+    "Affine",
+    "ChunkPlayer",
+    "ChunkingConfig",
+    "Entries",
+    "EnvironmentMapping",
+    "Layout",
+    "Pi0Agent",
+    "Picture",
+    "Recorder",
+    "Recording",
+    "replay",
+]
