@@ -186,7 +186,12 @@ class ChunkPlayer:
         self._before: NDArray[np.float32] | None = None  # and of the step before
 
     def wants_chunk(self, now_s: float, prompt: str) -> bool:
-        """Whether to begin an inference now; ``prompt`` is the one in force from now on."""
+        """Whether to begin an inference now, which is never while one is under way.
+
+        Args:
+            now_s: the time [s].
+            prompt: the one in force from now on.
+        """
         step = self._advance(now_s)
         if self.config.on_new_prompt == "drop" and self._plan is not None and self._plan.prompt != prompt:
             self._tell(f"chunk of the former prompt {self._plan.prompt!r} dropped")
