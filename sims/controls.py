@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from pi0_control.errors import ConfigError
 from pi0_control.policy import Pi0Policy, PolicyTransforms
 from pi0_control.types import Observation
-from sims.episode import Actor
+from sims.episode import ORIGINAL, SWAPPED, Actor
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import Goal
 
-ORIGINAL, SWAPPED, SHUFFLED = INSTRUCTIONS = ("original", "swapped", "shuffled")
 ALL_CAMERAS = "all"
 _CONTROL_STREAM = 1  # what a control draws from an episode's seed, apart from the scene
 

@@ -14,8 +14,10 @@ from pi0_control.robot import RobotSpec
 from sims.expert import Expert
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import Goal
+from sims.variation import NONE
 
 EXPERT, RANDOM = "expert", "random"
+ORIGINAL, SWAPPED, SHUFFLED = INSTRUCTIONS = ("original", "swapped", "shuffled")
 CAMERAS = RobotSpec.from_yaml("arm6").cameras
 
 
@@ -27,7 +29,7 @@ class Setting:
         policy: :data:`EXPERT`, :data:`RANDOM` or the name of a learned policy.
         task: name of the task.
         suite: one of :data:`sims.variation.SUITES`.
-        instruction: one of :data:`sims.controls.INSTRUCTIONS`.
+        instruction: one of :data:`INSTRUCTIONS`; what they mean is told by :func:`sims.controls.instruct`.
         masked_cameras: cameras whose images the policy does not get.
         execution_horizon: actions played of each chunk; the policy's recommendation if None.
         render_mode: ``human`` opens MuJoCo's viewer.
@@ -35,8 +37,8 @@ class Setting:
 
     policy: str
     task: str = "Reach"
-    suite: str = "none"
-    instruction: str = "original"
+    suite: str = NONE
+    instruction: str = ORIGINAL
     masked_cameras: tuple[str, ...] = ()
     execution_horizon: int | None = None
     render_mode: str | None = None
@@ -47,9 +49,24 @@ class Setting:
         return self.policy in (EXPERT, RANDOM)
 
     @property
+    def is_perturbed(self) -> bool:
+        """Whether anything differs from the plain scenes."""
+        return self.suite != NONE
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the policy is deprived of anything, so that its success is no result."""
+        return bool(self.control)
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether other blocks are asked for than the scenes' own."""
+        return self.instruction == SWAPPED
+
+    @property
     def control(self) -> str:
         """In words, what the policy is deprived of; empty for an honest run."""
-        words = [] if self.instruction == "original" else [f"{self.instruction} instruction"]
+        words = [] if self.instruction == ORIGINAL else [f"{self.instruction} instruction"]
         cameras = "cameras" if self.is_blind else "+".join(self.masked_cameras)
         return ", ".join([*words, *([f"without {cameras}"] if cameras else [])])
 
@@ -61,12 +78,16 @@ class Setting:
     @property
     def label(self) -> str:
         """The policy with what it is deprived of, so that a control is never taken for a result."""
-        return f"{self.policy} [{self.control}]" if self.control else self.policy
+        return f"{self.policy} [{self.control}]" if self.is_control else self.policy
+
+    @property
+    def file_stem(self) -> str:
+        """The label as part of a file name; labels that differ in punctuation only share it."""
+        return re.sub(r"[^\w.+]+", "-", self.label).strip("-.")
 
     def video_name(self, seed: int) -> str:
         """File name of the video of one episode."""
-        plain = re.sub(r"[^\w.+]+", "-", self.label).strip("-.")
-        return f"{plain}_{self.suite}_{self.task}_{seed}.mp4"
+        return f"{self.file_stem}_{self.suite}_{self.task}_{seed}.mp4"
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class EpisodeResult:
         steps: control periods it took.
         wall_s: time spent acting and simulating [s].
         video: where it was filmed.
-        chunks_ms: what each inference cost, by stage [ms].
+        chunks_ms: what each inference cost, by stage [ms]; none where several episodes were inferred in one batch.
     """
 
     seed: int
@@ -107,7 +128,7 @@ class Actor(Protocol):
 
     @property
     def chunk_timing_ms(self) -> Mapping[str, float] | None:
-        """What inference cost in the last ``get_action`` by stage [ms]; None where it needed none."""
+        """What inference cost in the last ``get_action`` by stage [ms]; nothing where it needed none, or unknown."""
 
 
 class ExpertActor:
@@ -161,7 +182,7 @@ def run_episode(
     steps, ended, start_s = 0, False, time.perf_counter()
     while not ended and steps < env.task.max_episode_steps:
         action = actor.get_action(observation)
-        if actor.chunk_timing_ms is not None:
+        if actor.chunk_timing_ms:
             chunks.append(actor.chunk_timing_ms)
         observation, _, ended, _, info = env.step(action)
         steps += 1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pi0_control.policy import Policy
-from sims.episode import EpisodeResult, Setting
+from sims.episode import ORIGINAL, EpisodeResult, Setting
 from sims.pool import LocalPool, Pool
 from sims.simulator import Job
 
@@ -70,11 +70,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SwapCount:
-    """In how many scenes two blocks were taken, one when asked for it and another with the colour swapped."""
+    """In how many scenes the block asked for was taken both times: the scene's own, and the one with words swapped."""
 
     suite: str
     task: str
-    changed: int
+    obeyed: int
     scenes: int
     wilson_95: tuple[float, float]
 
@@ -111,7 +111,8 @@ def evaluate_run(
 
     Args:
         policy: what infers; None where the setting is scripted.
-        pool: where to play; this process if None. What comes of an episode does not depend on it.
+        pool: where to play; this process if None. Scenes and noise do not depend on it, and results agree up to the
+            rounding of batched inference.
         videos: folder for films of the first ``num_videos`` episodes and of as many further failures, those of the
             lowest seeds (of learned policies; filming every episode of a scripted actor would slow it tenfold).
         on_episode: called after each episode.
@@ -131,34 +132,34 @@ def evaluate_run(
 
 
 def compare(results: Sequence[RunResult]) -> list[Comparison]:
-    """The first policy against each other one, suite by suite and task by task."""
+    """The first policy against each other one, suite by suite and task by task, where both had the same goals."""
     main = [result for result in results if result.setting.label == results[0].setting.label]
     return [
         _compare(ours, theirs)
         for theirs in results
         for ours in main
-        if theirs not in main and _scenes(ours) == _scenes(theirs)
+        if theirs not in main and _goals(ours) == _goals(theirs)
     ]
 
 
 def count_swaps(results: Sequence[RunResult]) -> list[SwapCount]:
-    """For each run with swapped instructions: in how many of its scenes the swap changed which block was taken.
+    """For each run with swapped instructions: in how many of its scenes the words decided which block was taken.
 
-    Counts scenes where a block was taken both times. The same policy's run with the original instructions has to be
-    among the results, in the same scenes.
+    That is where each time the first block taken was the one asked for. The same policy's run with the original
+    instructions and the same cameras has to be among the results, in the same scenes.
     """
-    plain = {(r.setting.policy, *_scenes(r)): r for r in results if not r.setting.control}
-    return [
-        _count_swaps(plain[result.setting.policy, *_scenes(result)], result)
-        for result in results
-        if result.setting.instruction == "swapped" and (result.setting.policy, *_scenes(result)) in plain
-    ]
+    plain = {_seen(result): result for result in results if result.setting.instruction == ORIGINAL}
+    swapped = [result for result in results if result.setting.is_swapped and _seen(result) in plain]
+    return [_count_swaps(plain[_seen(result)], result) for result in swapped]
 
 
-def write_results(path: Path, results: Sequence[RunResult], about: Mapping[str, Any]) -> None:
+def write_results(path: Path, results: Sequence[RunResult], about: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``results.json``: ``about`` at the top, every run under ``runs``, then what follows from several of them.
 
     The file appears whole or not at all.
+
+    Returns:
+        What was written.
     """
     content = {
         **about,
@@ -170,6 +171,7 @@ def write_results(path: Path, results: Sequence[RunResult], about: Mapping[str, 
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
+    return content
 
 
 def _jobs(
@@ -194,6 +196,14 @@ def _scenes(result: RunResult) -> tuple[Any, ...]:
     return result.setting.suite, result.setting.task, tuple(episode.seed for episode in result.episodes)
 
 
+def _goals(result: RunResult) -> tuple[Any, ...]:
+    return result.setting.is_swapped, *_scenes(result)
+
+
+def _seen(result: RunResult) -> tuple[Any, ...]:
+    return result.setting.policy, result.setting.masked_cameras, *_scenes(result)
+
+
 def _compare(ours: RunResult, theirs: RunResult) -> Comparison:
     pairs = [(a.is_success, b.is_success) for a, b in zip(ours.episodes, theirs.episodes, strict=True)]
     both, ours_only, theirs_only, neither = (
@@ -213,10 +223,10 @@ def _compare(ours: RunResult, theirs: RunResult) -> Comparison:
 
 
 def _count_swaps(plain: RunResult, swapped: RunResult) -> SwapCount:
-    taken = [(a.taken_block, b.taken_block) for a, b in zip(plain.episodes, swapped.episodes, strict=True)]
-    changed = sum(None not in pair and pair[0] != pair[1] for pair in taken)
-    interval = wilson_interval(changed, len(taken))
-    return SwapCount(plain.setting.suite, plain.setting.task, changed, len(taken), interval)
+    pairs = list(zip(plain.episodes, swapped.episodes, strict=True))
+    obeyed = sum(all(episode.taken_block == episode.target_block for episode in pair) for pair in pairs)
+    interval = wilson_interval(obeyed, len(pairs))
+    return SwapCount(plain.setting.suite, plain.setting.task, obeyed, len(pairs), interval)
 
 
 def _run_row(result: RunResult, folder: Path) -> dict[str, Any]:

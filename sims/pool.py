@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -69,7 +70,8 @@ class WorkerPool:
     """Plays in worker processes, which simulate and render; a policy is inferred here, for all of them in one batch.
 
     Inference waits until every episode under way needs a chunk or has ended, so what is inferred together, and with it
-    every rounding, follows from the jobs and the number of workers and not from who was faster.
+    every rounding, follows from the jobs and the number of workers and not from who was faster. Scenes and noise are
+    those of one episode at a time; results agree up to the rounding of batched inference.
     """
 
     def __init__(self, workers: int) -> None:
@@ -135,7 +137,7 @@ class WorkerPool:
         noise = None if noises[0] is None else np.stack(noises)
         chunks = policy.infer_batch(observations, noise=noise, prefixes=prefixes)
         for pipe, chunk in zip(asking, chunks, strict=True):
-            self._send(pipe, chunk)
+            self._send(pipe, replace(chunk, timing_ms={}))  # the batch's, not what one inference costs
 
     def _send(self, pipe: Connection, message: Any) -> None:
         try:
@@ -155,7 +157,8 @@ class WorkerPool:
     def _death(self, pipe: Connection) -> Pi0Error:
         process = self._processes[pipe]
         process.join(STOP_S)
-        return Pi0Error(f"A worker process died (exit code {process.exitcode}); try fewer with --parallel.")
+        hint = "; try fewer with --parallel" if (process.exitcode or 0) < 0 else ""  # killed, as for lack of memory
+        return Pi0Error(f"A worker process died (exit code {process.exitcode}){hint}.")
 
 
 def _work(pipe: Connection) -> None:

@@ -116,7 +116,7 @@ class Simulator:
         result = replace(result, prompt=prompt or result.prompt)
         if job.video is None or film is None or (job.only_failure and result.is_success):
             return result
-        caption = f"{result.prompt}  [{setting.control}]" if setting.control else result.prompt
+        caption = f"{result.prompt}  [{setting.control}]" if setting.is_control else result.prompt
         write_video(job.video, film, caption, result.is_success, env.metadata["render_fps"])
         return replace(result, video=job.video)
 

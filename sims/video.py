@@ -20,7 +20,7 @@ _INK, _PAPER, _GREEN, _RED = (30, 32, 36), (246, 246, 244), (22, 130, 60), (190,
 
 
 class Film:
-    """Camera images of an episode under way, compressed fiftyfold until it is known whether they make a video."""
+    """Camera images of an episode under way, compressed twentyfold until it is known whether they make a video."""
 
     def __init__(self) -> None:
         self._frames: list[dict[str, NDArray[np.uint8]]] = []

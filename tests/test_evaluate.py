@@ -65,20 +65,25 @@ def test_policies_are_compared_in_the_same_scenes_only() -> None:
     assert comparison.p_value == 1.0
 
 
-def test_a_swap_counts_where_a_block_was_taken_both_times_and_another_one() -> None:
-    def taking(blocks: list[str | None], **changes) -> RunResult:
+def test_a_swap_counts_where_the_block_asked_for_was_taken_both_times() -> None:
+    def taking(blocks: list[str | None], asked: str, **changes) -> RunResult:
         result = run("mini", [True] * 4, **changes)
-        return replace(
-            result,
-            episodes=tuple(
-                replace(each, taken_block=block) for each, block in zip(result.episodes, blocks, strict=True)
-            ),
-        )
+        episodes = zip(result.episodes, blocks, strict=True)
+        return replace(result, episodes=tuple(replace(e, taken_block=b, target_block=asked) for e, b in episodes))
 
-    swapped = taking(["red", "red", None, "blue"], instruction="swapped")
-    assert count_swaps([swapped]) == []
-    (count,) = count_swaps([swapped, taking(["green", "red", "green", "red"])])
-    assert (count.task, count.changed, count.scenes) == ("Reach", 2, 4)
+    swapped = taking(["red", "red", None, "blue"], "red", instruction="swapped", masked_cameras=("left",))
+    sighted = taking(["green"] * 4, "green")
+    plain = taking(["green", "red", "green", "green"], "green", masked_cameras=("left",))
+    assert count_swaps([swapped, sighted]) == []
+    (count,) = count_swaps([swapped, sighted, plain])
+    assert (count.task, count.obeyed, count.scenes) == ("Reach", 1, 4)
+
+
+def test_goals_that_differ_are_not_compared() -> None:
+    plain = run("mini", [True])
+    swapped, shuffled = (replace(plain, setting=Setting("mini", instruction=i)) for i in ("swapped", "shuffled"))
+    assert compare([swapped, plain]) == []
+    assert [(each.policy, each.against) for each in compare([shuffled, plain])] == [(shuffled.setting.label, "mini")]
 
 
 def test_expert_episodes_are_filmed_and_written(tmp_path) -> None:
