@@ -6,30 +6,40 @@ from rich import box
 from rich.table import Table
 
 from sims.evaluate import Comparison, RunResult, SwapCount
+from sims.variation import NONE
 
 STAGES = ("preprocess", "prefix", "denoise")
 COLUMNS = ("success", "95 %", "wrong", "length", "chunk ms", "in stages", "speed")
+COMPARISON_COLUMNS = ("1", "2", "both", "only 1", "only 2", "neither", "p")
 LEGEND = (
     "95 %: Wilson interval. wrong: another block was taken. length: mean, simulated.\n"
-    "chunk: one inference, median (p95), of which preprocess+prefix+denoise, medians.\n"
+    "chunk: one inference, median (p95), of which preprocess+prefix+denoise, medians; not measured\n"
+    "where --parallel infers in batches.\n"
     "speed: simulated against real time, of all episodes together."
 )
 COMPARISON_LEGEND = (
-    "Scenes that both solved, only the first, only the other, neither. p: exact McNemar test, two-sided."
+    "Success of the two; scenes that both solved, only one of them, neither.\np: exact McNemar test, two-sided."
 )
+SHUFFLED_LEGEND = "Words that are heeded name the goal by chance: success near 1/3 (Stack 1/6) of who masters the task."
 
 
 def success_table(results: Sequence[RunResult]) -> Table:
-    """One row per run: success with its 95 % Wilson interval, length, time per chunk and simulated speed."""
+    """One row per task: success with its 95 % Wilson interval, length, time per chunk and simulated speed.
+
+    Several tasks are followed by the average of their success.
+    """
     table = _table("task", *COLUMNS)
     for result in results:
         table.add_row(*_success_row(result))
+    if len(results) > 1:
+        table.add_section()
+        table.add_row("average", f"{sum(map(_rate, results)) / len(results):.1%}")
     return table
 
 
 def suite_table(results: Sequence[RunResult]) -> Table:
     """Success [%] per task (rows) and suite (columns) of one policy, and the average of the tasks."""
-    rates = {(result.setting.task, result.setting.suite): result.successes / len(result.episodes) for result in results}
+    rates = {(result.setting.task, result.setting.suite): _rate(result) for result in results}
     tasks, suites = (list(dict.fromkeys(key[index] for key in rates)) for index in (0, 1))
     table = _table("success in %", *suites)
     for task in tasks:
@@ -42,26 +52,27 @@ def suite_table(results: Sequence[RunResult]) -> Table:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """One row per policy compared with, suite and task."""
-    has_suites = any(row.suite != "none" for row in comparisons)
+    has_suites = any(row.suite != NONE for row in comparisons)
     headings = ("suite",) if has_suites else ()
-    table = _table("against", *headings, "task", "both", "only first", "only other", "neither", "p")
+    table = _table("against", *headings, "task", *COMPARISON_COLUMNS)
     for column in table.columns[: len(headings) + 2]:
         column.justify = "left"
     for row in comparisons:
         counts = (row.both, row.only_policy, row.only_against, row.neither)
-        p_value = f"{row.p_value:.2g}" if row.p_value >= 1e-4 else "< 0.0001"
-        table.add_row(row.against, *((row.suite,) if has_suites else ()), row.task, *map(str, counts), p_value)
+        rates = (f"{(row.both + only) / sum(counts):.0%}" for only in (row.only_policy, row.only_against))
+        p_value = f"{row.p_value:.2g}" if row.p_value >= 1e-4 else "<0.0001"
+        table.add_row(row.against, *((row.suite,) if has_suites else ()), row.task, *rates, *map(str, counts), p_value)
     return table
 
 
 def swap_lines(counts: Sequence[SwapCount]) -> Iterator[str]:
-    """A sentence per run: how often swapping the colour changed the block that was taken."""
+    """A sentence per run: how often the block asked for was taken whichever colour was named."""
     for count in counts:
-        suite = "" if count.suite == "none" else f" ({count.suite})"
+        suite = "" if count.suite == NONE else f" ({count.suite})"
         low, high = count.wilson_95
         yield (
-            f"{count.task}{suite}: swapping the colour changed which block was taken in {count.changed} of "
-            f"{count.scenes} scenes, {count.changed / count.scenes:.0%} (95 %: {100 * low:.0f}..{100 * high:.0f})."
+            f"{count.task}{suite}: with either colour the block asked for was taken in {count.obeyed} of "
+            f"{count.scenes} scenes, {count.obeyed / count.scenes:.0%} (95 %: {100 * low:.0f}..{100 * high:.0f})."
         )
 
 
@@ -72,6 +83,10 @@ def _table(first: str, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def _rate(result: RunResult) -> float:
+    return result.successes / len(result.episodes)
 
 
 def _success_row(result: RunResult) -> tuple[str, ...]:

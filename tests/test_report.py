@@ -23,7 +23,9 @@ def cells(table) -> list[list[str]]:
 
 def test_success_table_has_a_row_per_run() -> None:
     table = success_table([run("mini", 4), run("mini", 1, task="Lift")])
-    reach, lift = cells(table)
+    reach, lift, average = cells(table)
+    assert average[:2] == ["average", "62.5%"]
+    assert len(cells(success_table([run("mini", 4)]))) == 1
     assert reach == ["Reach", "100% (4/4)", "51..100", "0%", "2.0 s", "6.0 (6.0)", "1.0+2.0+3.0", "8.0x"]
     assert lift[:2] == ["Lift", "25% (1/4)"]
 
@@ -41,9 +43,9 @@ def test_suite_table_has_tasks_by_suites_and_their_average() -> None:
 
 def test_comparison_table_names_the_suite_where_scenes_were_perturbed() -> None:
     plain = comparison_table(compare([run("mini", 4), run("expert", 3)]))
-    assert cells(plain) == [["expert", "Reach", "3", "1", "0", "0", "1"]]
+    assert cells(plain) == [["expert", "Reach", "100%", "75%", "3", "1", "0", "0", "1"]]
     far = compare([run("mini", 0, of=40, suite="all"), run("expert", 40, of=40, suite="all")])
-    assert cells(comparison_table(far)) == [["expert", "all", "Reach", "0", "0", "40", "0", "< 0.0001"]]
+    assert cells(comparison_table(far)) == [["expert", "all", "Reach", "0%", "100%", "0", "0", "40", "0", "<0.0001"]]
 
 
 def test_nothing_is_cut_off_in_100_columns() -> None:
@@ -63,4 +65,4 @@ def test_nothing_is_cut_off_in_100_columns() -> None:
 
 def test_a_swap_is_told_in_one_line() -> None:
     (line,) = swap_lines([SwapCount("none", "Lift", 97, 100, (0.915, 0.99))])
-    assert line == ("Lift: swapping the colour changed which block was taken in 97 of 100 scenes, 97% (95 %: 92..99).")
+    assert line == "Lift: with either colour the block asked for was taken in 97 of 100 scenes, 97% (95 %: 92..99)."

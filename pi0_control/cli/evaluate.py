@@ -40,10 +40,13 @@ class EvalOptions:
         seed: seed of the first episode; the next ones count up. None of them is ever recorded or trained on.
         perturb: what varies in the scenes: one or more of none, camera, light, colour, size, distractors, wording,
             start, all of these at once (all), or every suite one after another (suites).
-        against: further policies to play the same scenes, compared pair by pair.
-        parallel: episodes simulated at a time, with batched inference; the results do not depend on it.
+        against: further policies to play the same scenes, compared pair by pair; named as --policy is, so expert and
+            random, the two ends of the scale, are accepted.
+        parallel: episodes simulated at a time: same scenes and noise; results agree up to the rounding of batched
+            inference. The latency of a single inference is measured only with 1.
         instruction: a control, whether --policy heeds its words: swapped asks for another colour in the same scene and
-            judges that one, shuffled shows the words of a random goal and judges the original one.
+            judges that one, shuffled shows the words of a random goal and judges the original one, so that who heeds
+            them succeeds by chance, 1/3 (Stack 1/6).
         mask_cameras: a control, whether --policy looks: cameras it gets no image of, or all.
         videos: films the first so many episodes per task and suite and, of learned policies, as many further failures.
         out: where results.json, report.html and the videos go.
@@ -85,17 +88,17 @@ def evaluate(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
             for contestant in contestants:
                 for task in tasks:
                     setting = replace(contestant, task=task.name, suite=suite)
-                    results.append(_run(setting, policies[setting.label], options, pool, progress))
-                    write_results(options.out / "results.json", results, about)  # so that nothing measured is lost
+                    is_repeated = contestant.is_scripted and contestant != contestants[0] and suite != suites[0]
+                    films = 0 if is_repeated else options.videos  # a baseline looks the same in every suite
+                    results.append(_run(setting, policies[setting.label], options, films, pool, progress))
+                    written = write_results(options.out / "results.json", results, about)  # nothing measured is lost
     _print(results, options)
-    write_report(options.out / "report.html", options.out / "results.json")
+    write_report(options.out / "report.html", written)
     print(f"Figures: {options.out / 'results.json'}\nReport with videos: {options.out / 'report.html'}")
 
 
 def _check_numbers(options: EvalOptions) -> None:
     check_counts(options.episodes, options.seed)
-    if options.parallel < 1:
-        raise ConfigError(f"--parallel is {options.parallel}; expected 1 or more.")
     if options.videos < 0:
         raise ConfigError(f"--videos is {options.videos}; expected 0 or more.")
     if options.show and options.parallel > 1:
@@ -112,23 +115,26 @@ def _suites(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _contestants(options: EvalOptions) -> list["Setting"]:
-    """The policy with the controls asked for, and those to compare it with, without."""
-    from sims.controls import INSTRUCTIONS, SWAPPED, find_cameras
-    from sims.episode import CAMERAS, Setting
+    """The policy with the controls asked for, and those to compare it with, without; for a swap also its reference."""
+    from sims.controls import find_cameras
+    from sims.episode import CAMERAS, INSTRUCTIONS, ORIGINAL, SHUFFLED, Setting
 
     if options.instruction not in INSTRUCTIONS:
         raise ConfigError(f"No instruction {options.instruction!r}; expected one of {', '.join(INSTRUCTIONS)}.")
     masked = find_cameras(options.mask_cameras, CAMERAS)
     mode = "human" if options.show else None
-    plain = [Setting(name, execution_horizon=options.execution_horizon, render_mode=mode) for name in options.against]
-    main = Setting(options.policy, execution_horizon=options.execution_horizon, render_mode=mode)
-    if main.is_scripted and (masked or options.instruction not in ("original", SWAPPED)):
+    plain = Setting(options.policy, execution_horizon=options.execution_horizon, render_mode=mode)
+    others = [replace(plain, policy=name) for name in options.against]
+    main = replace(plain, instruction=options.instruction, masked_cameras=masked)
+    if main.is_scripted and (masked or options.instruction == SHUFFLED):
         raise ConfigError(f"{options.policy} neither reads nor looks; --instruction and --mask-cameras test who does.")
-    if options.instruction == SWAPPED and main not in plain:
-        plain.insert(0, main)  # what is taken with and without the swap
-    contestants = [replace(main, instruction=options.instruction, masked_cameras=masked), *plain]
-    if len(set(contestants)) < len(contestants):
-        raise ConfigError(f"--against names a policy twice: {', '.join(setting.label for setting in contestants)}.")
+    reference = replace(main, instruction=ORIGINAL)
+    if main.is_swapped and reference not in others:
+        others.insert(0, reference)  # what is taken with and without the swap
+    contestants = [main, *others]
+    if len({setting.file_stem for setting in contestants}) < len(contestants):
+        labels = ", ".join(setting.label for setting in contestants)
+        raise ConfigError(f"--policy and --against: two have the same name, or would in a file name: {labels}.")
     return contestants
 
 
@@ -149,11 +155,11 @@ def _load(name: str, device: str) -> "Pi0Policy":
 
 
 def _run(
-    setting: "Setting", policy: "Policy | None", options: EvalOptions, pool: Any, progress: Progress
+    setting: "Setting", policy: "Policy | None", options: EvalOptions, films: int, pool: Any, progress: Progress
 ) -> "RunResult":
     from sims.evaluate import evaluate_run
 
-    words = [setting.label, *([setting.suite] if setting.suite != "none" else []), setting.task]
+    words = [setting.label, *([setting.suite] if setting.is_perturbed else []), setting.task]
     counter = _SuccessCounter(progress, progress.add_task(" ".join(words), total=options.episodes, success=""))
     return evaluate_run(
         setting,
@@ -162,7 +168,7 @@ def _run(
         options.seed,
         pool=pool,
         videos=options.out / "videos",
-        num_videos=options.videos,
+        num_videos=films,
         on_episode=counter,
     )
 
@@ -191,22 +197,34 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
     """What is printed: tables under their titles, each followed by how to read it."""
     from rich.text import Text
 
+    from sims.episode import SHUFFLED
     from sims.evaluate import compare, count_swaps
-    from sims.report import COMPARISON_LEGEND, LEGEND, comparison_table, success_table, suite_table, swap_lines
+    from sims.report import (
+        COMPARISON_LEGEND,
+        LEGEND,
+        SHUFFLED_LEGEND,
+        comparison_table,
+        success_table,
+        suite_table,
+        swap_lines,
+    )
 
     first = results[0].setting
     main = [result for result in results if result.setting.label == first.label]
-    name = f"{'CONTROL, ' if first.control else ''}{first.label}"
-    perturbed = "" if first.suite == "none" else f", perturbed: {first.suite}"
+    name = f"{'CONTROL, ' if first.is_control else ''}{first.label}"
+    perturbed = f", perturbed: {first.suite}" if first.is_perturbed else ""
+    episodes = f"{options.episodes} episode{'s' if options.episodes > 1 else ''} a task"
     seeds = f"seeds {options.seed} to {options.seed + options.episodes - 1}"
-    yield Text(f"\n{name}: {options.episodes} episodes a task, {seeds}{perturbed}", "bold")
+    yield Text(f"\n{name}: {episodes}, {seeds}{perturbed}", "bold")
     yield success_table([result for result in main if result.setting.suite == first.suite])
     yield Text(LEGEND, "dim")
+    if first.instruction == SHUFFLED:
+        yield Text(SHUFFLED_LEGEND, "bold")
     if any(result.setting.suite != first.suite for result in main):
-        yield Text(f"\n{name}: the same in scenes that are perturbed", "bold")
+        yield Text(f"\n{name}: success by suite", "bold")
         yield suite_table(main)
     if comparisons := compare(results):
-        yield Text(f"\n{name} (first) against others in the same scenes", "bold")
+        yield Text(f"\n{name} (1) against others (2) in the same scenes", "bold")
         yield comparison_table(comparisons)
         yield Text(COMPARISON_LEGEND, "dim")
     yield from (Text(line, "bold") for line in swap_lines(count_swaps(results)))
