@@ -109,7 +109,8 @@ class World:
         mesh = init_device_mesh(self.device.type, (self.size,))
         layers = [part for part in module.modules() if isinstance(part, (GemmaLayer, SiglipBlock))]
         for part in (*layers, module):
-            fully_shard(part, mesh=mesh).set_force_sum_reduction_for_comms(True)  # gloo cannot average
+            sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True)  # also the outermost, which is validated
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo cannot average
             for method in _LAYER_METHODS if isinstance(part, GemmaLayer) else ():
                 register_fsdp_forward_method(part, method)
         return module
@@ -119,6 +120,11 @@ class World:
         if self.size == 1 or self.is_sharded:
             return module
         return nn.parallel.DistributedDataParallel(module, static_graph=True)  # a stage may leave the same parts unused
+
+    def clip_gradients(self, module: nn.Module, limit: float) -> Tensor:
+        """Scale the gradients down where their norm exceeds the limit; the norm [] was that, the same on all ranks."""
+        norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
+        return norm.full_tensor() if self.is_sharded and _is_part(norm) else norm
 
     def gather(self, state: Any) -> Any:
         """A state dict with whole tensors, on the main rank; to be called on all of them."""

@@ -114,7 +114,7 @@ class Trainer:
             The averaged weights.
 
         Raises:
-            DatasetError: the loss is not finite any more; the last checkpoint still is.
+            DatasetError: the loss or its gradient is not finite any more; the last checkpoint still is.
         """
         with self._progress, closing(self._folder.log) as log:
             log.start([stage.name for stage in self.stages], self._stage, self._step)
@@ -162,18 +162,20 @@ class Trainer:
             losses = forward(stage.losses, draws)
         self._optimizer.zero_grad(set_to_none=True)
         (losses["loss"] * self.world.size).backward()  # gradients are averaged over the ranks, but losses are shares
-        nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
+        norm = self.world.clip_gradients(self.learner, self.config.clip_norm)
         self._optimizer.step()
         update_average(self.averaged, self.learner, self.config.ema_decay, self._step)
-        return {name: loss.detach() for name, loss in losses.items()}
+        shares = {**losses, "grad_norm": norm / self.world.size}  # of a norm that is the same on all ranks
+        return {name: share.detach() for name, share in shares.items()}
 
     def _log(self, stage: Stage, meter: "_Meter", bar: Any) -> None:
         scores = meter.flush()
-        if not math.isfinite(scores["loss"]):
-            raise DatasetError(
-                f"The loss is {scores['loss']} at step {self._step} of stage {stage.name!r}; expected a finite number: "
-                "lower the learning rate or look at the data."
-            )
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(scores[name]):
+                raise DatasetError(
+                    f"The {name} is {scores[name]} at step {self._step} of stage {stage.name!r}; expected a finite "
+                    "number: lower the learning rate or look at the data."
+                )
         rate = learning_rate(self.config, self._step - 1, stage.steps)
         self._folder.log.add(stage.name, self._step, {"learning_rate": rate, **scores})
         text = f"loss {scores['loss']:.4f}  {scores['samples_per_s']:.0f} samples/s"
@@ -215,7 +217,7 @@ class Trainer:
 
 
 class _Meter:
-    """Mean losses of the whole batch and speed since the last time it was read."""
+    """Mean losses of the whole batch, gradient norm and speed since the last time it was read."""
 
     def __init__(self, samples_per_step: int, world: World) -> None:
         self._samples_per_step = samples_per_step
@@ -225,9 +227,9 @@ class _Meter:
         self._seconds = 0.0
         self._since = clock.perf_counter()
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+    def add(self, shares: dict[str, Tensor]) -> None:
+        for name, share in shares.items():
+            self._sums[name] = self._sums[name] + share if name in self._sums else share
         self._steps += 1
         self._lap()
 
