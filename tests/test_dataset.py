@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recordings import LAYOUTS, OBJECTS, ROBOT, as_v21, record, record_three, writer
+from recordings import LAYOUTS, OBJECTS, ROBOT, as_v21, record, record_three, shade, writer
 
 from pi0_control.errors import DatasetError
 from pi0_control.train import layout
@@ -130,6 +130,19 @@ def test_roots_of_other_objects_do_not_mix(tmp_path: Path):
             record(recorder, 2)
     with pytest.raises(DatasetError, match="cup"):
         Dataset.open([tmp_path / "a", tmp_path / "b"])
+
+
+def test_the_order_of_cameras_does_not_matter_but_all_have_them(tmp_path: Path):
+    for name, cameras in (("a", ("top", "wrist")), ("b", ("wrist", "top")), ("c", ("top", "wrist", "side"))):
+        with writer(tmp_path / name, robot=replace(ROBOT, cameras=cameras)) as recorder:
+            recorder.add_frame({camera: shade(0, 0) for camera in cameras}, [0, 0.5], [0, 1.0], np.zeros((2, 3)))
+            recorder.save_episode("wait")
+    dataset = Dataset.open([tmp_path / "a", tmp_path / "b"])
+    assert dataset.cameras == ("top", "wrist")
+    assert all("observation.images.top" in str(episode.images["top"].path) for episode in dataset.episodes)
+    for roots in (["a", "c"], ["c", "a"]):
+        with pytest.raises(DatasetError, match=r"\['side'\] are in one of them only"):
+            Dataset.open([tmp_path / root for root in roots])
 
 
 def test_roots_of_other_joints_do_not_mix(tmp_path: Path):

@@ -102,7 +102,13 @@ def _join(parts: Sequence[Dataset]) -> Dataset:
     """All parts one behind the other; DatasetError when they do not fit each other or hold no episode."""
     first = parts[0]
     for part in parts[1:]:
-        for name in ("fps", "cameras", "object_names"):
+        different = set(part.cameras) ^ set(first.cameras)
+        if different:
+            raise DatasetError(
+                f"{part.roots[0]} has cameras {list(part.cameras)}, but {first.roots[0]} has {list(first.cameras)}; "
+                f"expected the same, and {sorted(different)} are in one of them only."
+            )
+        for name in ("fps", "object_names"):
             got, expected = getattr(part, name), getattr(first, name)
             if got != expected:
                 raise DatasetError(f"{part.roots[0]} has {name} {got}, but {first.roots[0]} has {expected}.")
