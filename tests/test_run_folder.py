@@ -37,6 +37,17 @@ def test_a_checkpoint_is_read_back(tmp_path: Path):
     assert torch.equal(loaded.learner["weight"], torch.ones(2))
 
 
+def test_one_training_at_a_time_has_the_folder(tmp_path: Path):
+    path = tmp_path / "run"
+    with RunFolder(path):
+        with pytest.raises(CheckpointError, match="run is being trained in by another process; wait for it or stop it"):
+            RunFolder(path).__enter__()
+        with RunFolder(path, writes=False):  # another process of the same training
+            pass
+    with RunFolder(path):
+        pass
+
+
 @pytest.mark.parametrize("write", BROKEN.values(), ids=BROKEN)
 def test_what_is_not_a_whole_checkpoint_is_refused_in_one_sentence(tmp_path: Path, write):
     write(tmp_path / "checkpoint.pt")

@@ -23,6 +23,7 @@ def train(
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008  frozen
     grounding: tuple[Path, ...] = (),
     init: str | None = None,
+    keep_norm_stats: bool = False,
     robot: str | None = None,
     variant: Variant | None = None,
     cameras: dict[str, str] = {},  # noqa: B006  never changed
@@ -38,10 +39,11 @@ def train(
         config: of the training.
         grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first.
         init: a policy to start from, by name or directory, with its robot, instead of random weights.
+        keep_norm_stats: normalise states and actions as ``init`` does, not by the statistics of the demonstrations.
         robot: the robot of a policy that starts from random weights: a YAML file, or ``arm6``, which is the default.
         variant: its size; mini is the default.
         cameras: pairs of a camera of the robot and what the recordings call it, where that is another name.
-        resume: go on from the checkpoint in ``out``.
+        resume: go on from the checkpoint in ``out``; where there is none yet, begin.
     """
     from pi0_control.train.distributed import is_main_process
     from pi0_control.train.training import train as run
@@ -58,6 +60,7 @@ def train(
             grounding_roots=grounding,
             templates=grounding_wordings(),
             init=init,
+            keep_norm_stats=keep_norm_stats,
             camera_names=cameras,
             resume=resume,
         )

@@ -55,6 +55,11 @@ class Draws:
         return self.world.rows(np.sort(frames[self._numpy.integers(len(frames), size=batch)]))
 
 
+def wrist_cameras(config: PolicyConfig) -> tuple[str, ...]:
+    """The robot's cameras in the slots of wrist cameras."""
+    return tuple(camera for slot, camera in config.cameras.items() if camera is not None and "wrist" in slot)
+
+
 class FrameImages:
     """Images of a dataset's frames in the camera slots of a model.
 
@@ -67,7 +72,8 @@ class FrameImages:
         self._images = images
         self._used = [slot for slot, camera in enumerate(config.cameras.values()) if camera is not None]
         self._num_slots = len(config.cameras)
-        self._wrists = [slot for slot, name in enumerate(config.cameras) if "wrist" in name and slot in self._used]
+        wrists = wrist_cameras(config)
+        self._wrists = [slot for slot, camera in enumerate(config.cameras.values()) if camera in wrists]
         self._fixed = [slot for slot in self._used if slot not in self._wrists]
 
     def get(self, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:

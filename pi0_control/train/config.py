@@ -81,7 +81,7 @@ class TrainConfig:
         saturation_jitter: spread of random factors on the saturation.
         crop: side of a random part that is shown enlarged in place of an image, 1 for all of it; not for wrist cameras.
         rotation_deg: images are turned by up to so many degrees; not those of wrist cameras.
-        camera_dropout: how often one wrist camera is masked.
+        camera_dropout: how often one wrist camera is masked; above 0, the policy accepts observations without them.
 
         validation_fraction: part of the episodes that is held out.
         log_every: steps between two lines of the log.
@@ -90,7 +90,7 @@ class TrainConfig:
         seed: of everything random; a step's draws depend on the seed and the step alone.
 
         bf16: compute in bfloat16 where that is safe; weights stay float32.
-        compile: compile the forward pass with torch.compile; on a CPU that takes minutes.
+        compile: compile the forward pass with torch.compile; on a CPU that takes minutes. Not with ``fsdp``.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less
             memory, about a third more time.
         device: a torch device such as ``cpu`` or ``cuda``.
@@ -155,6 +155,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected above 0.")
         if self.parallel not in ("ddp", "fsdp"):
             raise ConfigError(f"parallel is {self.parallel!r}; expected 'ddp' or 'fsdp'.")
+        if self.compile and self.parallel == "fsdp":
+            raise ConfigError("compile does not go with parallel 'fsdp'; expected one of them, or 'ddp'.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas are {self.betas}; expected two numbers of at least 0 and below 1.")
         if self.crop > 1:

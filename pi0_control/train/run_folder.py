@@ -4,14 +4,18 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pi0_control.errors import CheckpointError
 from pi0_control.train import layout
 from pi0_control.train.log import TrainLog
+
+LOCK = "train.lock"
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Checkpoint:
 class RunFolder:
     """Reads and writes ``checkpoint.pt`` and holds the log; a crash leaves the last checkpoint whole.
 
+    In a ``with`` statement it keeps other trainings out.
+
     Args:
         path: of the folder.
         writes: False leaves every file as it is; in processes beside the main one.
@@ -47,6 +53,25 @@ class RunFolder:
         self.checkpoint_file = self.path / "checkpoint.pt"
         self.log = TrainLog(self.path, writes)
         self._writes = writes
+        self._lock = FileLock(self.path / LOCK, blocking=False)
+
+    def __enter__(self) -> Self:
+        """Make the folder and keep it, if it ``writes``; CheckpointError where another process does."""
+        if self._writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise CheckpointError(
+                    f"{self.path} is being trained in by another process; wait for it or stop it."
+                ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the folder to others."""
+        self._lock.release()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""

@@ -23,11 +23,11 @@ from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE,
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, deltas
 from pi0_control.train import layout
-from pi0_control.train.batches import split_episodes
+from pi0_control.train.batches import split_episodes, wrist_cameras
 from pi0_control.train.cache import decode_images, fingerprint
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
-from pi0_control.train.distributed import join_world
+from pi0_control.train.distributed import World, join_world
 from pi0_control.train.flow import FlowStage
 from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner
 from pi0_control.train.run_folder import RunFolder
@@ -46,16 +46,6 @@ _FREE_TO_CHANGE = (
     "validate_every",
     "checkpoint_every",
 )  # when a run is resumed
-_ADDED_LATER = (
-    "freeze",
-    "lora",
-    "lora_rank",
-    "lora_alpha",
-    "rtc_max_delay",
-    "saturation_jitter",
-    "crop",
-    "rotation_deg",
-)  # left out where they have their defaults, so that runs from before them can be resumed
 
 
 def train(
@@ -90,7 +80,7 @@ def train(
         init: a policy (name or directory) to start from, instead of ``policy_config`` and ``tokenizer``.
         keep_norm_stats: normalise as ``init`` does, not by the statistics of the demonstrations.
         camera_names: what the recordings call a camera of the robot, where that is not its name.
-        resume: go on from the checkpoint in ``out``.
+        resume: go on from the checkpoint in ``out``; from the beginning where there is neither a run nor a policy.
         cache_dir: where decoded images are kept; by default a folder ``.cache`` beside each first root.
         show_progress: draw progress bars and print validation scores.
 
@@ -98,16 +88,16 @@ def train(
         ConfigError: options that do not go together, nothing to train, no such device, or batches that the processes
             cannot share evenly.
         DatasetError: recordings that cannot be read or do not fit the policy.
-        CheckpointError: ``out`` holds a run or a policy and ``resume`` is not set, or it holds no run that fits and
-            ``resume`` is set.
+        CheckpointError: ``out`` holds a policy without its run, or a run that does not fit or that ``resume`` was not
+            set for; or another process trains there.
     """
     if (policy_config is None) == (init is None):
         raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
+    if keep_norm_stats and init is None:
+        raise ConfigError("keep_norm_stats is set without init; expected a policy to start from, whose they are.")
     if not config.steps and not (grounding_roots and config.grounding_steps):
         raise ConfigError("Nothing to train: steps is 0 and there is no grounding; expected steps above 0.")
-    with join_world(config) as world:
-        folder = RunFolder(out, writes=world.is_main)
-        _check_out(folder, resume)
+    with join_world(config) as world, _open_folder(out, resume, world) as folder:
         for name in ("batch_size", "grounding_batch_size") if grounding_roots else ("batch_size",):
             world.check_batch(name, getattr(config, name))
         if config.threads:
@@ -135,11 +125,11 @@ def train(
             stages,
             folder,
             world,
-            settings=_settings(config, transforms, [mark for _, _, mark in data], templates),
+            settings=_settings(config, transforms, [mark for _, _, mark in data], templates if grounding_roots else ()),
             on_checkpoint=_saver(config, transforms, dataset, folder.path),
             show_progress=show_progress,
         )
-        if resume:
+        if folder.checkpoint_file.exists():
             trainer.resume()
         trainer.run()
         return Pi0Policy.from_pretrained(folder.path)
@@ -155,17 +145,17 @@ def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[n
     return NormStats(_with_spread(state.result()), _with_spread(actions.result()))
 
 
-def _check_out(folder: RunFolder, resume: bool) -> None:
-    """Refuse to overwrite a run or a policy, and to resume what is not there."""
+def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
+    """The folder, where it may be trained in: neither a run nor a policy is overwritten."""
+    folder = RunFolder(out, writes=world.is_main)
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"{folder.path} is a file; expected a folder or a new name for one.")
     has_run = folder.checkpoint_file.exists()
-    if resume and not has_run:
-        raise CheckpointError(f"No {folder.checkpoint_file}; there is no run to resume.")
     if has_run and not resume:
         raise CheckpointError(f"{folder.path} holds a training run; resume it or train into another folder.")
-    if (folder.path / CONFIG_FILE).exists() and not resume:
-        raise CheckpointError(f"{folder.path} holds a policy; train into another folder.")
+    if (folder.path / CONFIG_FILE).exists() and not has_run:
+        raise CheckpointError(f"{folder.path} holds a policy without its run; train into another folder.")
+    return folder
 
 
 def _with_spread(stats: VectorStats) -> VectorStats:
@@ -189,6 +179,8 @@ def _start(
     policy_config = policy.config if policy else policy_config
     assert policy_config is not None
     policy_config = replace(policy_config, rtc_max_delay=config.rtc_max_delay)
+    if config.camera_dropout:
+        policy_config = _wrists_optional(policy_config)
     _check_fit(dataset, policy_config)
     if policy and keep_norm_stats:
         norm_stats = policy.transforms.norm_stats
@@ -199,6 +191,13 @@ def _start(
     transforms = PolicyTransforms(policy_config, norm_stats, pieces)
     torch.manual_seed(config.seed)
     return policy.model if policy else Pi0(policy_config.model), transforms
+
+
+def _wrists_optional(config: PolicyConfig) -> PolicyConfig:
+    """The policy, accepting observations without a wrist camera; unchanged where there would be none left to need."""
+    needed = set(config.required_cameras) - set(wrist_cameras(config))
+    optional = tuple(camera for camera in config.cameras.values() if camera is not None and camera not in needed)
+    return replace(config, optional_cameras=optional) if needed else config
 
 
 def _prepare(model: Pi0, config: TrainConfig) -> None:
@@ -250,12 +249,7 @@ def _images(
 
 def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence[str], templates: Sequence[str]) -> str:
     """Everything that the losses of a run depend on, as text."""
-    usual = vars(TrainConfig())
-    chosen = {
-        name: value
-        for name, value in asdict(config).items()
-        if name not in _FREE_TO_CHANGE and not (name in _ADDED_LATER and value == usual[name])
-    }
+    chosen = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
     tokenizer = hashlib.sha256(transforms.tokenizer.serialized).hexdigest()
     stats = asdict(transforms.norm_stats)
     parts = [chosen, transforms.config.to_dict(), stats, tokenizer, list(marks), list(templates)]
@@ -270,7 +264,9 @@ def _saver(
     def save(averaged: Mapping[str, Tensor], stage: str, step: int) -> None:
         if stage == GroundingStage.name and config.steps:
             return  # it cannot act yet
-        model = Pi0(transforms.config.model)
+        with torch.device("meta"):
+            model = Pi0(transforms.config.model)
+        model.to_empty(device="cpu")  # all of it is loaded
         policy = {name.removeprefix("policy."): v for name, v in averaged.items() if name.startswith("policy.")}
         model.load_state_dict(merged_state(policy, config.lora_alpha))
         provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
