@@ -89,6 +89,29 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
         assert torch.equal(value, expected[name]), name
 
 
+def test_gradients_that_are_not_finite_spare_the_last_checkpoint(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses, calls = FlowStage.losses, []
+
+    def exploding(stage, learner, draws):
+        result = losses(stage, learner, draws)
+        calls.append(draws)
+        if len(calls) == 6:  # a step with a checkpoint
+            result["loss"].register_hook(lambda gradient: gradient * np.inf)
+        return result
+
+    monkeypatch.setattr(FlowStage, "losses", exploding)
+    with pytest.raises(DatasetError, match=r"grad_norm is (inf|nan) at step 6 of stage 'policy'; expected a finite"):
+        run(QUICK, demonstrations, tmp_path)
+    checkpoint = RunFolder(tmp_path).load()
+    assert checkpoint.step == 3
+    assert all(value.isfinite().all() for value in (*checkpoint.learner.values(), *checkpoint.averaged.values()))
+    norms = [entry["grad_norm"] for entry in lines(tmp_path)]
+    assert len(norms) == 5
+    assert min(norms) > 0
+
+
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrations: Path, tmp_path: Path):
     config = replace(QUICK, steps=2)
     run(config, demonstrations, tmp_path)
@@ -100,9 +123,9 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrat
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         run(config, demonstrations, tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="no run to resume"):
-        run(config, demonstrations, tmp_path / "new", resume=True)
-    assert not (tmp_path / "new").exists()
+    shutil.copytree(tmp_path, tmp_path / "policy", ignore=shutil.ignore_patterns("checkpoint.pt", "policy"))
+    with pytest.raises(CheckpointError, match="holds a policy without its run"):
+        run(config, demonstrations, tmp_path / "policy", resume=True)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_read(tmp_path: Path):
@@ -244,6 +267,17 @@ def test_actions_behind_the_end_do_not_count(parts):
     assert targets.positions[0, 0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
 
 
+def test_validation_does_not_depend_on_how_frames_fall_into_batches(parts, monkeypatch: pytest.MonkeyPatch):
+    dataset, images, transforms = parts
+    torch.manual_seed(0)
+    learner = Learner(Pi0(MODEL), GroundingHead(MODEL.prefix_width, dataset.objects))
+    noise = torch.zeros(1, MODEL.action_horizon, MODEL.action_dim), torch.full((1,), 0.5)
+    monkeypatch.setattr(FlowStage, "_noise", lambda stage, rows, draws: [n.repeat_interleave(rows, 0) for n in noise])
+    stages = (FlowStage(dataset, images, transforms, replace(QUICK, batch_size=size)) for size in (5, 18))
+    one, other = (stage.validate(learner, torch.device("cpu"))["flow_loss"] for stage in stages)
+    assert one == pytest.approx(other, rel=1e-5)
+
+
 def test_the_loss_is_the_models_where_nothing_is_padded(parts):
     dataset, images, transforms = parts
     torch.manual_seed(0)
@@ -294,6 +328,8 @@ def test_the_learning_rate_rises_then_falls():
 def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="batch_size is 0"):
         TrainConfig(batch_size=0)
+    with pytest.raises(ConfigError, match="keep_norm_stats is set without init"):
+        run(QUICK, demonstrations, tmp_path, keep_norm_stats=True)
     with pytest.raises(ConfigError, match="both or neither"):
         run(QUICK, demonstrations, tmp_path, policy_config=None)
     arm = RobotSpec.from_yaml("arm6")
@@ -307,7 +343,7 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
         run(replace(QUICK, steps=3, learning_rate=1e30, clip_norm=1e30), demonstrations, tmp_path)
 
 
-def test_the_camera_slots_follow_the_policy(demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_camera_slots_follow_the_policy(demonstrations: Path, tmp_path: Path):
     """A policy may look through fewer cameras than it has slots."""
     config = replace(POLICY, cameras={"base_0_rgb": None, "left_wrist_0_rgb": "wrist"})
     dataset = Dataset.open(demonstrations)

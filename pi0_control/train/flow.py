@@ -108,7 +108,8 @@ class FlowStage:
                 positions.append(distance[targets.position_shares > 0].cpu().numpy())
         if not flow:
             return {}
-        scores = {"flow_loss": float(np.mean(flow)), "action_error": float(np.concatenate(actions).mean())}
+        flow_loss = np.average(flow, weights=[len(part) for part in actions])  # as if it were one batch
+        scores = {"flow_loss": float(flow_loss), "action_error": float(np.concatenate(actions).mean())}
         if any(len(part) for part in positions):
             scores["grounding_error_m"] = float(np.median(np.concatenate(positions)))
         return scores
