@@ -61,7 +61,7 @@ def decode_images(
 
 
 def fingerprint(dataset: Dataset, cameras: Sequence[str], size: int) -> str:
-    """Sixteen hex digits that change with the frames, their order, the cameras, the size or any video file."""
+    """Sixteen hex digits that change with the cameras, the size, the episodes, or the files that hold their images."""
     digest = hashlib.sha256(repr((_VERSION, tuple(cameras), size)).encode())
     for episode in dataset.episodes:
         for camera in cameras:
