@@ -1,10 +1,13 @@
+import hashlib
 import json
 import subprocess
 import sys
 
 import pytest
+from tiny_policy import tiny_policy
 
 from pi0_control import cli
+from pi0_control.policy.policy import WEIGHTS_FILE
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,14 +28,15 @@ def test_help_names_the_subcommands() -> None:
         (["eval", "--policy", "nowhere/at/all"], "nowhere/at/all"),
         (["eval", "--policy", "expert", "--episodes", "0"], "--episodes is 0; expected 1 or more."),
         (["eval", "--policy", "expert", "--seed", "-1"], "--seed is -1; expected 0 or more."),
-        (["eval", "--parallel", "0"], "--parallel is 0; expected 1 or more."),
+        (["eval", "--policy", "expert", "--parallel", "0"], "--parallel is 0; expected 1 or more."),
         (["eval", "--videos", "-1"], "--videos is -1; expected 0 or more."),
         (["eval", "--show", "--parallel", "2"], "--show watches one episode at a time; --parallel is 2."),
         (["eval", "--perturb", "fog"], "No suite 'fog'; the suites are none, camera, light"),
         (["eval", "--mask-cameras", "top"], "No camera 'top'; the cameras are base_0_rgb"),
         (["eval", "--instruction", "sung"], "No instruction 'sung'; expected one of original, swapped, shuffled."),
         (["eval", "--policy", "expert", "--mask-cameras", "all"], "expert neither reads nor looks"),
-        (["eval", "--policy", "expert", "--against", "expert"], "--against names a policy twice: expert, expert."),
+        (["eval", "--policy", "expert", "--against", "expert"], "two have the same name, or would in a file"),
+        (["eval", "--policy", "a/b", "--against", "a-b"], "two have the same name, or would in a file name: a/b, a-b."),
         (["eval", "--policy", "expert", "--task", "Reach", "--out", "/dev/null/x"], "/dev/null/x: Not a directory."),
         (["record", "--seed", "-1", "--out", "x"], "--seed is -1; expected 0 or more."),
         (["record", "--episodes", "0", "--out", "x"], "--episodes is 0; expected 1 or more."),
@@ -72,8 +76,9 @@ def test_eval_writes_figures_videos_and_a_report(monkeypatch, capsys, tmp_path) 
     assert runs["expert", "none"]["success_rate"] == 1.0
     assert [row["suite"] for row in results["comparisons"]] == ["none", "all"]
     assert "mujoco" in results["versions"]
-    for run in results["runs"]:
-        assert (out / run["episode_results"][0]["video"]).is_file()
+    films = {key: run["episode_results"][0]["video"] for key, run in runs.items()}
+    assert [key for key, film in films.items() if film is None] == [("random", "all")]
+    assert all((out / film).is_file() for film in films.values() if film)
     assert (out / "report.html").stat().st_size > 10_000
 
 
@@ -82,8 +87,28 @@ def test_eval_names_a_control_as_such(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(sys, "argv", ["pi0", "eval", "--policy", "expert", *arguments, "--out", str(tmp_path)])
     cli.main()
     printed = capsys.readouterr().out
-    assert "CONTROL, expert [swapped instruction]: 1 episodes" in printed
-    assert "changed which block was taken in 1 of 1 scenes" in printed
+    assert "CONTROL, expert [swapped instruction]: 1 episode a task" in printed
+    assert "with either colour the block asked for was taken in 1 of 1 scenes" in printed
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["policy"], results["instruction"]) == ("expert [swapped instruction]", "swapped")
-    assert results["swaps"][0]["changed"] == 1
+    assert results["swaps"][0]["obeyed"] == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_eval_of_a_learned_policy_tells_its_weights_and_its_control(monkeypatch, capsys, tmp_path) -> None:
+    weights, out = tmp_path / "tiny" / WEIGHTS_FILE, tmp_path / "out"
+    tiny_policy().save(weights.parent)
+    controls = ["--instruction", "shuffled", "--mask-cameras", "left_wrist_0_rgb", "--parallel", "2"]
+    arguments = ["--policy", str(weights.parent), "--task", "Reach", "--episodes", "1", "--videos", "0", *controls]
+    monkeypatch.setattr(sys, "argv", ["pi0", "eval", *arguments, "--out", str(out)])
+    cli.main()
+    label = f"{weights.parent} [shuffled instruction, without left_wrist_0_rgb]"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"CONTROL, {label}: 1 episode a task" in printed
+    assert "success near 1/3 (Stack 1/6)" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert results["checkpoint_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (results["policy"], results["mask_cameras"]) == (label, ["left_wrist_0_rgb"])
+    (run,) = results["runs"]
+    assert (run["policy"], run["episodes"], run["chunk_s"]) == (label, 1, {})
+    assert "<b>A control, not a result.</b>" in (out / "report.html").read_text()
