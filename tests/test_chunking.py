@@ -90,7 +90,7 @@ class World:
             self.player.reset()
             self.episode += 1
 
-    def tick(self) -> NDArray[np.float32] | None:
+    def tick(self, meanwhile: int | None = None) -> NDArray[np.float32] | None:
         """A control step; the actions of a chunk are [step of the chunk, chunk, prompt, episode, step played]."""
         if self.player.wants_chunk(self.now_s, str(self.prompt)):
             self.prefixes.append(self.player.begin(self.now_s, seen(self.now_s, str(self.prompt))))
@@ -98,6 +98,8 @@ class World:
             made = [np.full(HORIZON, value) for value in (len(self.chunks), self.prompt, self.episode)]
             actions = np.stack([index, *made, self.played + index], axis=1).astype(np.float32)
             self.chunks.append(ActionChunk(actions, self.now_s, DT_S))
+        if meanwhile is not None:
+            self.call("load", meanwhile)
         action = self.player.action(self.now_s)
         assert (action is None) <= (self.player.reason != "")
         self.log.append((self.player.reason, None if action is None else action.tobytes()))
@@ -119,9 +121,9 @@ some_settings = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @settings(max_examples=60, deadline=None)
-@given(chosen=some_settings, steps=st.lists(st.lists(calls, max_size=2), min_size=1, max_size=50))
+@given(chosen=some_settings, steps=st.lists(st.tuples(calls, st.none() | st.integers(0, 2)), min_size=1, max_size=50))
 def test_every_action_is_of_its_step_its_prompt_and_its_episode_whatever_comes(
-    strategy: Any, chosen: dict[str, Any], steps: list[list[tuple[str, int]]]
+    strategy: Any, chosen: dict[str, Any], steps: list[tuple[tuple[str, int], int | None]]
 ) -> None:
     """No action's time has passed, none is skipped but for those played meanwhile, and equal calls play equally.
 
@@ -131,10 +133,9 @@ def test_every_action_is_of_its_step_its_prompt_and_its_episode_whatever_comes(
     logs = []
     for _ in range(2):
         world = World(ChunkPlayer(ChunkingConfig(strategy, **chosen)))
-        for step in steps:
-            for call in step:
-                world.call(*call)
-            action = world.tick()
+        for call, meanwhile in steps:
+            world.call(*call)
+            action = world.tick(meanwhile)
             if action is not None:
                 assert action[4] == pytest.approx(world.played, abs=1e-4)
                 world.played += 1
