@@ -55,7 +55,7 @@ def scenario(root: Path) -> None:
 
 
 def start(data: Path, out: Path) -> tuple[BaseProcess, Connection]:
-    """A training that begins or goes on, and what reports the beginning of each step."""
+    """The one command that begins a training or goes on with it, and what reports the beginning of each step."""
     reports, reporter = multiprocessing.Pipe(duplex=False)
 
     def train() -> None:
@@ -67,7 +67,7 @@ def start(data: Path, out: Path) -> tuple[BaseProcess, Connection]:
 
         Trainer._train_step = reported
         options = {"grounding_roots": [data], "templates": TEMPLATES, "cache_dir": out.with_suffix(".cache")}
-        run(CONFIG, data, out, resume=(out / "checkpoint.pt").exists(), **options)
+        run(CONFIG, data, out, resume=True, **options)
 
     process = fork(train)
     reporter.close()  # this copy, so that the end of the process ends the reports
