@@ -1,7 +1,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,30 @@ def test_learned_episodes_get_the_same_noise_and_actions_however_many_play_at_a_
         np.testing.assert_allclose(second.chunks[noise], actions, atol=1e-5)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_policies_that_look_see_the_same_scenes_however_many_play_at_a_time(workers) -> None:
+    jobs, first = [Job(replace(BLIND, masked_cameras=()), seed) for seed in range(2)], list[dict[str, Any]]()
+    for pool in (LocalPool(), workers):
+        policy, seen = tiny_policy(), dict[str, Any]()
+        infer_batch = policy.infer_batch
+
+        def look(observations, *, infer_batch=infer_batch, seen=seen, **rest):
+            chunks = infer_batch(observations, **rest)
+            for observation, chunk in zip(observations, chunks, strict=True):
+                seen.setdefault(observation.state.tobytes(), (observation, chunk.actions))
+            return chunks
+
+        policy.infer_batch = look
+        results = list(pool.play(jobs, policy))
+        assert [bool(result.chunks_ms) for result in results] == [pool is not workers] * 2
+        first.append(dict(list(seen.items())[: len(jobs) if pool is workers else None]))
+    for state, (observation, actions) in first[1].items():  # the first observation of each episode
+        alone, actions_alone = first[0][state]
+        np.testing.assert_allclose(actions, actions_alone, atol=1e-5)
+        for camera, image in observation.images.items():
+            np.testing.assert_array_equal(image, alone.images[camera])
+
+
 def test_a_mistake_in_a_worker_is_told_as_if_made_here(workers) -> None:
     with pytest.raises(ConfigError, match="No suite 'fog'"):
         list(workers.play([Job(Setting("expert", "Reach", suite="fog"), 0)]))
@@ -86,7 +110,7 @@ def test_a_worker_that_dies_is_named_and_the_others_end() -> None:
     results = pool.play(jobs)
     next(results)
     os.kill(processes[0].pid, signal.SIGKILL)
-    with pytest.raises(Pi0Error, match=r"A worker process died \(exit code -9\)"):
+    with pytest.raises(Pi0Error, match=r"A worker process died \(exit code -9\); try fewer"):
         list(results)
     pool.close()
     assert not any(process.is_alive() for process in processes)
