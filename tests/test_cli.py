@@ -7,6 +7,7 @@ import pytest
 from tiny_policy import tiny_policy
 
 from pi0_control import cli
+from pi0_control.cli.evaluate import EvalOptions, _contestants
 from pi0_control.policy.policy import WEIGHTS_FILE
 
 
@@ -111,4 +112,12 @@ def test_eval_of_a_learned_policy_tells_its_weights_and_its_control(monkeypatch,
     assert (results["policy"], results["mask_cameras"]) == (label, ["left_wrist_0_rgb"])
     (run,) = results["runs"]
     assert (run["policy"], run["episodes"], run["chunk_s"]) == (label, 1, {})
-    assert "<b>A control, not a result.</b>" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<b>A control, not a result.</b>" in page
+    assert "2 at a time, so no latency of one inference" in page
+
+
+def test_a_swap_is_read_against_the_same_policy_with_the_same_cameras() -> None:
+    options = EvalOptions(instruction="swapped", mask_cameras=("all",), against=("mini", "random"))
+    labels = ["mini [swapped instruction, without cameras]", "mini [without cameras]", "mini", "random"]
+    assert [setting.label for setting in _contestants(options)] == labels
