@@ -11,7 +11,7 @@ GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0  # for off-screen ren
 .PHONY: demo test check clean
 
 demo: $(STAMP)
-	$(BIN)/pi0 eval --policy mini --task Reach Lift --episodes 20 --out outputs/demo
+	$(BIN)/pi0 eval --policy mini --task all --episodes 10 --out outputs/demo
 
 test: $(STAMP)
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
