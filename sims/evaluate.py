@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pi0_control.files import write_text
 from pi0_control.policy import Policy
 from sims.episode import ORIGINAL, EpisodeResult, Setting
 from sims.pool import LocalPool, Pool
@@ -167,10 +168,7 @@ def write_results(path: Path, results: Sequence[RunResult], about: Mapping[str, 
         "comparisons": list(map(asdict, compare(results))),
         "swaps": list(map(asdict, count_swaps(results))),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return content
 
 

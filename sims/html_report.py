@@ -20,6 +20,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pi0_control.errors import ConfigError
+from pi0_control.files import write_text
 from sims.episode import ORIGINAL
 from sims.evaluate import wilson_interval
 from sims.variation import NONE
@@ -52,10 +53,7 @@ def write_report(path: Path, results: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     jinja.filters.update(percent=_percent, json=partial(json.dumps, indent=2, ensure_ascii=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(jinja.get_template(TEMPLATE.name).render(page), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, jinja.get_template(TEMPLATE.name).render(page))
 
 
 def _percent(share: float) -> str:

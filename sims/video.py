@@ -1,6 +1,6 @@
 """Videos of episodes: what the cameras saw, side by side, under the instruction and the outcome."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from pi0_control.files import write_file
 
 CAMERA_PIXELS = 336
 BANNER_PIXELS = 44
@@ -47,18 +49,21 @@ def write_video(
         prompt: the instruction, written above the images.
         is_success: shown with the last image for :data:`OUTCOME_S`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.mp4")
     still = compose(frames[-1], prompt, "success" if is_success else "failure")
-    with av.open(str(partial), "w") as container:
+    moving = (compose(frames[index], prompt) for index in range(len(frames)))
+    pictures = chain(moving, [still] * round(OUTCOME_S * fps))
+    write_file(path, lambda partial: _encode(partial, pictures, still.shape[:2], fps))
+
+
+def _encode(path: Path, pictures: Iterable[NDArray[np.uint8]], size: tuple[int, ...], fps: int) -> None:
+    """Encode pictures of one size (height, width)."""
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
-        stream.height, stream.width = still.shape[:2]
+        stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
-        moving = (compose(frames[index], prompt) for index in range(len(frames)))
-        for picture in chain(moving, [still] * round(OUTCOME_S * fps)):
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    partial.replace(path)
 
 
 def compose(images: Mapping[str, NDArray[np.uint8]], prompt: str, outcome: str = "") -> NDArray[np.uint8]:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from recordings import ROBOT
 
+from pi0_control import files
 from pi0_control.errors import DatasetError
-from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.video import read_video
 from pi0_control.train.writer import DatasetWriter
@@ -67,7 +67,7 @@ def run_and_kill(command: Sequence[str], root: Path, delay_s: float) -> bool:
 def _partials(root: Path) -> set[tuple[Path, int]]:
     """Files being written, each with its number on the disk."""
     found = set()
-    for path in root.glob(f"videos/*/*{layout.PARTIAL}"):
+    for path in root.glob(f"videos/*/*{files.PARTIAL}"):
         try:
             found.add((path, path.stat().st_ino))
         except FileNotFoundError:
@@ -114,7 +114,7 @@ def kill_again_and_again(
     subprocess.run(command, check=True, capture_output=True)
     snapshot = check(root, snapshot)
     assert len(snapshot) == episodes
-    assert not list(root.rglob(f"*{layout.PARTIAL}"))
+    assert not list(root.rglob(f"*{files.PARTIAL}"))
     subprocess.run(command_for(folder / "whole", episodes, task), check=True, capture_output=True)
     return counts, snapshot == check(folder / "whole", [])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from pi0_control.train import layout
+from pi0_control import files
 from pi0_control.train.log import TrainLog
 
 STAGES = ["grounding", "policy"]
@@ -63,7 +63,7 @@ def test_a_resumed_log_has_neither_gaps_nor_steps_twice(tmp_path: Path, tail: st
     resumed.close()
     assert [entry["loss"] for entry in entries(resumed) if "loss" in entry] == [1.0, 1.0, 9.0, 9.0]
     assert curves(resumed)["policy/loss"] == [(1, 1.0), (2, 1.0), (3, 9.0), (4, 9.0)]
-    assert not list(tmp_path.glob(f"*{layout.PARTIAL}"))
+    assert not list(tmp_path.glob(f"*{files.PARTIAL}"))
 
 
 def test_a_new_run_forgets_one_that_ended_before_its_first_checkpoint(tmp_path: Path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from recordings import add, as_v21, record, record_three, shade, writer
 
+from pi0_control import files
 from pi0_control.errors import ConfigError, DatasetError
-from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.writer import LOCK
 
@@ -37,7 +37,7 @@ def test_recording_goes_on_after_reopening(tmp_path: Path):
     with writer(tmp_path) as recorder:
         assert record(recorder, 4, "lift the blue block", (1,)) == 1
     assert [episode.length for episode in Dataset.open(tmp_path).episodes] == [3, 4]
-    assert not list(tmp_path.rglob("*" + layout.PARTIAL))
+    assert not list(tmp_path.rglob("*" + files.PARTIAL))
 
 
 def test_discarded_frames_leave_no_trace(tmp_path: Path):
@@ -67,8 +67,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
         return run
 
-    monkeypatch.setattr(layout.os, "replace", guarded(os.replace))
-    monkeypatch.setattr(layout.os, "fsync", guarded(os.fsync))
+    monkeypatch.setattr(files.os, "replace", guarded(os.replace))
+    monkeypatch.setattr(files.os, "fsync", guarded(os.fsync))
 
 
 def test_a_kill_between_any_two_file_operations_loses_at_most_the_running_episode(tmp_path: Path):

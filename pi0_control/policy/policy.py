@@ -1,6 +1,5 @@
 """Policies: observations in, chunks of joint targets out."""
 
-import os
 import time as clock
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pi0_control.errors import CheckpointError, ConfigError
+from pi0_control.files import write_file
 from pi0_control.model.checkpoint import load_weights, save_weights
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.sampler import sample_actions, sample_noise
@@ -162,9 +162,7 @@ class Pi0Policy:
             (TOKENIZER_FILE, self.transforms.tokenizer.save),
             (CONFIG_FILE, self.config.save),
         ):
-            unfinished = directory / f"{name}.partial"
-            write(unfinished)
-            os.replace(unfinished, directory / name)
+            write_file(directory / name, write)
 
     @property
     def horizon(self) -> int:

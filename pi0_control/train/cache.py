@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pi0_control import files
 from pi0_control.errors import DatasetError
 from pi0_control.policy.images import resize_with_pad
-from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.episode import Episode
 from pi0_control.train.pictures import read_images
@@ -74,7 +74,7 @@ def fingerprint(dataset: Dataset, cameras: Sequence[str], size: int) -> str:
 
 
 def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, progress: Progress, threads: int) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}{layout.PARTIAL}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{files.PARTIAL}")
     shape = (len(dataset), len(cameras), size, size, 3)
     jobs: dict[tuple[int, Path], list[Episode]] = {}  # one per file
     for episode in dataset.episodes:
@@ -93,7 +93,7 @@ def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, prog
 
             list(pool.map(decode, jobs))
         out.flush()
-        layout.publish(partial, path)
+        files.publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

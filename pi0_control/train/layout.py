@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0 on disk, as it is written here: names, paths, features and the durable writing of one file.
+"""LeRobotDataset v3.0 on disk, as it is written here: names, paths, features and single files.
 
 meta/info.json                                     features, rate, totals: what it does not count does not exist
 meta/stats.json                                    statistics of every feature
@@ -10,8 +10,7 @@ videos/observation.images.<camera>/chunk-000/file-000.mp4
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pi0_control import files
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.robot import RobotSpec
 
@@ -33,7 +33,6 @@ _OTHER_NAMES = {STATE: "state", ACTION: "actions"}  # as in openpi's examples
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-PARTIAL = ".partial"  # suffix of a file that is not finished
 _ROWS_AT_ONCE = 64
 
 _INDEX_COLUMNS = {
@@ -148,37 +147,14 @@ def location(index: int) -> dict[str, int]:
     return {"chunk_index": index // FILES_PER_CHUNK, "file_index": index % FILES_PER_CHUNK}
 
 
-def publish(partial: Path, path: Path) -> None:
-    """Give a finished file its name such that a crash leaves either all of it or nothing under that name."""
-    _flush_to_disk(partial)
-    os.replace(partial, path)
-    _flush_to_disk(path.parent)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a partial file beside ``path``, then publish it as ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    write(partial)
-    publish(partial, path)
-
-
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file durably."""
-    write_file(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n"))
+    files.write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file durably."""
-    write_file(path, lambda partial: pq.write_table(table, partial))
+    files.write_file(path, lambda partial: pq.write_table(table, partial))
 
 
 def read_json(path: Path) -> dict[str, Any]:

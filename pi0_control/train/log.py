@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pi0_control.train import layout
+from pi0_control.files import write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,7 +40,7 @@ class TrainLog:
         order = {name: index for index, name in enumerate(stages)}
         kept = [e for e in self._entries() if (order.get(e["stage"], len(order)), e["step"]) <= (stage, step)]
         text = "".join(json.dumps(entry) + "\n" for entry in kept)
-        layout.write_file(self.file, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text(self.file, text)
         for old in self.events.glob("events.out.tfevents.*"):
             old.unlink()
         self._curves = SummaryWriter(str(self.events), purge_step=0)  # what a running TensorBoard has read is void

@@ -8,11 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
+from pi0_control import files
 from pi0_control.errors import CheckpointError
-from pi0_control.train import layout
 from pi0_control.train.log import TrainLog
 
 LOCK = "train.lock"
@@ -53,18 +52,13 @@ class RunFolder:
         self.checkpoint_file = self.path / "checkpoint.pt"
         self.log = TrainLog(self.path, writes)
         self._writes = writes
-        self._lock = FileLock(self.path / LOCK, blocking=False)
+        self._lock = files.lock_of(self.path / LOCK)
 
     def __enter__(self) -> Self:
         """Make the folder and keep it, if it ``writes``; CheckpointError where another process does."""
         if self._writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire()
-            except Timeout as error:
-                raise CheckpointError(
-                    f"{self.path} is being trained in by another process; wait for it or stop it."
-                ) from error
+            busy = CheckpointError(f"{self.path} is being trained in by another process; wait for it or stop it.")
+            files.take(self._lock, busy)
         return self
 
     def __exit__(
@@ -76,7 +70,7 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
         if self._writes:
-            layout.write_file(self.checkpoint_file, lambda partial: torch.save(vars(checkpoint), partial))
+            files.write_file(self.checkpoint_file, lambda partial: torch.save(vars(checkpoint), partial))
 
     def load(self) -> Checkpoint:
         """Read the checkpoint; nothing in it is executed.

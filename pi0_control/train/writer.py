@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
+from pi0_control import files
 from pi0_control.errors import DatasetError
 from pi0_control.robot import RobotSpec
 from pi0_control.train import layout, stats, v30
@@ -68,7 +68,7 @@ class DatasetWriter:
         self._tasks: list[str] = []
         self._stats: dict[str, stats.Stats] = {}
         self._take: _Take | None = None
-        self._lock = FileLock(self.root / "meta" / LOCK, blocking=False)
+        self._lock = files.lock_of(self.root / "meta" / LOCK)
         if (self.root / "meta" / "info.json").exists():
             self._resume()
         else:
@@ -169,10 +169,10 @@ class DatasetWriter:
     # ---- opening
 
     def _create(self) -> None:
-        files = [path for path in self.root.rglob("*") if path.is_file() and path.suffix != layout.PARTIAL]
-        files = [path for path in files if path not in self._before_first_episode()]
-        if files:
-            raise DatasetError(f"Folder {self.root} holds {files[0].name} but no meta/info.json; expected a dataset.")
+        found = [path for path in self.root.rglob("*") if path.is_file() and path.suffix != files.PARTIAL]
+        found = [path for path in found if path not in self._before_first_episode()]
+        if found:
+            raise DatasetError(f"Folder {self.root} holds {found[0].name} but no meta/info.json; expected a dataset.")
         self._take_lock()
         self._write_info()
 
@@ -186,11 +186,8 @@ class DatasetWriter:
         }
 
     def _take_lock(self) -> None:
-        (self.root / "meta").mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise DatasetError(f"{self.root} is being recorded by another process; wait for it or stop it.") from error
+        busy = DatasetError(f"{self.root} is being recorded by another process; wait for it or stop it.")
+        files.take(self._lock, busy)
 
     def _resume(self) -> None:
         self._take_lock()
@@ -207,7 +204,7 @@ class DatasetWriter:
             row = layout.read_table(self._episodes_file(index)).to_pylist()[0]
             self._stats = stats.merge_all(self._stats, stats.from_lists(row))
         self._episodes_file(self.num_episodes).unlink(missing_ok=True)  # saved in full but never counted
-        for partial in self.root.rglob(f"*{layout.PARTIAL}"):
+        for partial in self.root.rglob(f"*{files.PARTIAL}"):
             partial.unlink()
 
     # ---- recording
@@ -229,7 +226,7 @@ class DatasetWriter:
         return image
 
     def _partial_video(self, camera: str) -> Path:
-        return self.root / "videos" / (layout.IMAGES + camera) / f"recording.mp4{layout.PARTIAL}"
+        return self.root / "videos" / (layout.IMAGES + camera) / f"recording.mp4{files.PARTIAL}"
 
     def _start(self) -> _Take:
         videos = {}
@@ -274,7 +271,7 @@ class DatasetWriter:
             key = layout.IMAGES + camera
             path = self.root / layout.VIDEO_PATH.format(video_key=key, **layout.location(self.num_episodes))
             path.parent.mkdir(parents=True, exist_ok=True)
-            layout.publish(self._partial_video(camera), path)
+            files.publish(self._partial_video(camera), path)
 
     def _episode_stats(self, take: _Take) -> dict[str, stats.Stats]:
         vectors = {layout.STATE: take.states, layout.ACTION: take.actions}

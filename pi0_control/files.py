@@ -1,0 +1,53 @@
+"""Files that are there whole or not at all, and folders that one process has at a time."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pi0_control.errors import Pi0Error
+
+PARTIAL = ".partial"  # suffix of a file that is not finished
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a finished file its name such that a crash leaves either all of it or nothing under that name."""
+    _flush_to_disk(partial)
+    os.replace(partial, path)
+    _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a partial file beside ``path``, then publish it as ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    write(partial)
+    publish(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def lock_of(path: Path) -> FileLock:
+    """A lock on a file, not yet taken; a process that dies releases it."""
+    return FileLock(path, blocking=False)
+
+
+def take(lock: FileLock, busy: Pi0Error) -> None:
+    """Take a lock, making its folder; raise ``busy`` where another process has it."""
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise busy from error
