@@ -84,7 +84,8 @@ def test_the_file_holds_everything_as_it_was(count: int | None, tmp_path: Path) 
         assert same(action, done)
     assert recording.about["notes"] == {"is_success": True}
     assert recording.about["timing_ms"] == [[0, {"preprocess": 0.0, "prefix": 0.0, "denoise": 0.0}]]
-    assert recording.arrays["is_holding"][:, 0].tolist() == [True, False, False, False, False]
+    assert recording.arrays["status"][:, 0].tolist() == ["holding", *4 * ["tracking"]]
+    assert recording.arrays["reason"][:, 0].tolist() == ["no chunk yet", *4 * [""]]
     with np.load(path) as file:  # legible without this package
         np.testing.assert_array_equal(file["observation/state"], [observation["state"] for observation in seen])
 

@@ -1,9 +1,10 @@
-"""Chunks to commands: what is due now, the agent that plays a policy in Gymnasium, its mapping and its recorder."""
+"""Chunks to commands: what is due now, what may be commanded, the agent that plays a policy in Gymnasium."""
 
 from pi0_control.control.agent import Pi0Agent
 from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
 from pi0_control.control.mapping import Affine, Entries, EnvironmentMapping, Layout, Picture
 from pi0_control.control.recorder import Recorder, Recording, replay
+from pi0_control.control.safety import Safety, SafetyConfig
 
 __all__ = [
     "Affine",
@@ -16,5 +17,7 @@ __all__ = [
     "Picture",
     "Recorder",
     "Recording",
+    "Safety",
+    "SafetyConfig",
     "replay",
 ]

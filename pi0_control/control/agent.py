@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
 from pi0_control.control.mapping import EnvironmentMapping
+from pi0_control.control.safety import Safety, SafetyConfig
 from pi0_control.errors import ConfigError, ObservationError
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
-from pi0_control.types import ActionChunk, Observation
+from pi0_control.types import ActionChunk, Command, Observation
 
 OBSERVATION_KEYS = ("images", "state", "prompt")
 Latency = int | Sequence[int] | Callable[[np.random.Generator], int]
@@ -41,16 +42,20 @@ class Pi0Agent:
         latency_steps: simulates slow inference: the chunk inferred from an observation is there so many
             ``get_action`` later. Draws follow from the seed of :meth:`reset`.
         mapping: from the environment's observations and to its actions, where they are not the robot's.
+        safety: every action passes a :class:`Safety` of its environment; none does if None, and the policy's actions
+            are returned as they are.
 
     Raises:
-        ConfigError: an execution horizon outside 1 .. the policy's horizon, a latency that is not 0 or more, or a
-            mapping for another robot than the policy's.
+        ConfigError: an execution horizon outside 1 .. the policy's horizon, a latency that is not 0 or more, a mapping
+            for another robot than the policy's, or safety for commands that are no positions.
 
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
-        is_holding: bool [N], where in the last ``get_action`` no action was due, so that the measured state was
-            returned to hold the robot where it is; N is 1 without a vector environment.
-        players: one per environment, to read why (``reason``), ``last_delay`` and ``last_seam_jump``.
+        commands: one per environment, the last ones: status, and the reason where the policy's action was not due or
+            not allowed. Where none is due, the measured state holds the robot where it is; with safety, see there.
+        seam_jumps: one per environment, float32 [D] where in the last ``get_action`` a chunk took over from another:
+            how far apart the two were; None elsewhere.
+        players: one per environment, to read ``last_delay``.
     """
 
     def __init__(
@@ -60,21 +65,32 @@ class Pi0Agent:
         chunking: ChunkingConfig | None = None,
         latency_steps: Latency = 0,
         mapping: EnvironmentMapping | None = None,
+        safety: SafetyConfig | None = None,
     ) -> None:
         if mapping is not None and mapping.robot != policy.robot:
             raise ConfigError(
                 f"The mapping is for robot {mapping.robot.name!r} and the policy drives {policy.robot.name!r}; "
                 "expected one made with the policy's robot."
             )
+        if safety is not None:
+            Safety(policy.robot, safety)  # refused now, if at all
+            if mapping is not None and mapping.layout.rates:
+                raise ConfigError(
+                    f"Safety limits positions, and the environment takes {list(mapping.layout.rates)} as velocities or "
+                    "steps; expected a mapping to positions, or no safety."
+                )
         chunking = chunking or ChunkingConfig()
         if execution_horizon is not None:
             chunking = replace(chunking, execution_horizon=execution_horizon)
         self.policy = policy
         self.mapping = mapping
         self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon)
+        self.safety = safety
         self.players: list[ChunkPlayer] = []
-        self.is_holding: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.commands: list[Command] = []
+        self.seam_jumps: list[NDArray[np.float32] | None] = []
         self.chunk_timing_ms: Mapping[str, float] | None = None
+        self._guards: list[Safety] = []
         self._draw = _latency(latency_steps)
         self._rng = np.random.default_rng(0)
         self._arriving: dict[int, tuple[int, ActionChunk]] = {}  # by environment: at which step its chunk is there
@@ -108,21 +124,23 @@ class Pi0Agent:
             self._rng = np.random.default_rng(seed)
         self.chunk_timing_ms = None
         if mask is None:
-            self.players, self._arriving, self._step = [], {}, 0
+            self.players, self._guards, self._arriving, self._step = [], [], {}, 0
             return
         chosen = np.asarray(mask, np.bool_)
         if self.players and chosen.shape != (len(self.players),):
             raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self.players)}].")
         for index in np.flatnonzero(chosen[: len(self.players)]):
             self.players[index].reset()
+            for guard in self._guards[index : index + 1]:
+                guard.reset()
             self._arriving.pop(int(index), None)
 
     def get_action(self, observation: Mapping[str, Any]) -> Any:
         """Joint targets for the next control step.
 
         Returns:
-            float32 [D], or [N, D] for a vector observation, in the robot's units; the measured state where no action
-            is due. With a mapping, what its environment takes.
+            float32 [D], or [N, D] for a vector observation, in the robot's units: the positions of :attr:`commands`.
+            With a mapping, what its environment takes.
 
         Raises:
             ObservationError: a key, camera or entry is missing or not as expected; nothing is played then.
@@ -151,22 +169,47 @@ class Pi0Agent:
             raise ObservationError(f"Got {len(rows)} observations; expected {len(players)} as since the reset.")
         for row in rows:
             self.policy.check(row)
-        for index in [index for index, (step, _) in self._arriving.items() if step <= self._step]:
-            players[index].load(self._arriving.pop(index)[1], now_s)
+        arrived = {index: self._arriving.pop(index)[1] for index in [*self._arriving] if self._is_here(index)}
+        for index, chunk in arrived.items():
+            players[index].load(chunk, now_s)
         due = [index for index, row in enumerate(rows) if players[index].wants_chunk(now_s, row.prompt)]
         chunks = self._infer({index: rows[index] for index in due}, players, now_s) if due else []
-        self.players = players
         for index, chunk in zip(due, chunks, strict=True):
             if latency := self._draw(self._rng):
                 self._arriving[index] = self._step + latency, chunk
             else:
+                arrived[index] = chunk
                 players[index].load(chunk, now_s)
+        self.players = players
         self.chunk_timing_ms = chunks[0].timing_ms if chunks else None
-        actions = [player.action(now_s) for player in players]
-        self.is_holding = np.array([action is None for action in actions])
+        self.seam_jumps = [player.last_seam_jump if i in arrived else None for i, player in enumerate(players)]
+        self.commands = self._command(rows, now_s)
+        return np.array([command.positions for command in self.commands], np.float32)
+
+    def _is_here(self, index: int) -> bool:
+        """Whether the chunk on its way to this environment has arrived by now."""
+        return self._arriving[index][0] <= self._step
+
+    def _command(self, rows: Sequence[Observation], now_s: float) -> list[Command]:
+        """What every environment is told now."""
+        actions = [player.action(now_s) for player in self.players]
+        reasons = [player.reason for player in self.players]
+        if self.safety is None:
+            return [
+                self._hold(row, reason) if action is None else Command(action, now_s, "tracking", reason)
+                for row, action, reason in zip(rows, actions, reasons, strict=True)
+            ]
+        self._guards = self._guards or [Safety(self.policy.robot, self.safety) for _ in rows]
+        ages_s = dict.fromkeys(self._guards[0].inputs, 0.0)  # all of one moment, which is now
+        return [
+            guard.check(now_s, action, row.state, ages_s, reason=reason) or self._hold(row, guard.reason, guard.fault)
+            for guard, row, action, reason in zip(self._guards, rows, actions, reasons, strict=True)
+        ]
+
+    def _hold(self, row: Observation, reason: str, fault: str = "") -> Command:
+        """Stay where the robot was measured."""
         hold = np.asarray if self.mapping is None else self.mapping.hold
-        played = [hold(row.state) if action is None else action for row, action in zip(rows, actions, strict=True)]
-        return np.array(played, np.float32)
+        return Command(np.asarray(hold(row.state), np.float32), row.stamp_s, "fault" if fault else "holding", reason)
 
     def _infer(
         self, rows: Mapping[int, Observation], players: Sequence[ChunkPlayer], now_s: float

@@ -154,8 +154,8 @@ class ChunkPlayer:
         reason: after :meth:`action`, why none is due, or that a chunk of a former prompt is being finished, else empty;
             after :meth:`load`, why a chunk was refused.
         last_delay: actions played between the begin and the loading of the last chunk that came; None before.
-        last_seam_jump: where the last chunk was loaded, the distance between the action that would have come and the
-            one that comes, float32 [D] in the joints' units; None after a hold.
+        last_seam_jump: after :meth:`load`, the distance between the action that would have come and the one that comes,
+            float32 [D] in the joints' units; None where the robot held or the chunk was refused.
     """
 
     def __init__(self, config: ChunkingConfig) -> None:
@@ -221,7 +221,7 @@ class ChunkPlayer:
         way (late, twice or out of order), of a former prompt if these are dropped, of numbers that are not finite, and
         one without an action left to play.
         """
-        inference = self._inference
+        inference, self.last_seam_jump = self._inference, None
         if inference is None or chunk.start_s != inference.stamp_s or chunk.prompt not in ("", inference.prompt):
             self._tell("chunk refused: it is not of the inference under way")
             return
@@ -307,7 +307,6 @@ class ChunkPlayer:
         step, old = self._next, self._plan
         if self.config.strategy == "ensemble" and old is not None and old.prompt == plan.prompt and old.end > step:
             plan = plan.averaged_into(old, step, self.config.ensemble_decay)
-        self.last_seam_jump = None
         if old is not None and old.end > step and self._origin_s is not None:
             self.last_seam_jump = np.abs(plan.actions[step - plan.first] - old.actions[step - old.first])
         self._plan, self._end = plan, self._end_of(plan)

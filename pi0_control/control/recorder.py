@@ -5,9 +5,9 @@ array over the steps under its path (``observation/state``, ``action``), images 
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.control.agent import Pi0Agent
 from pi0_control.errors import ConfigError, DatasetError, ObservationError
+from pi0_control.files import write_file
 
 VERSION = 1
 Keys = tuple[str, ...]
@@ -91,7 +92,9 @@ class Recorder:
         seen = dict(_leaves(observation, ("observation",)))
         _check_same(self._take, seen)
         action = self.agent.get_action(observation)
-        done = {**dict(_leaves(action, ("action",))), ("is_holding",): self.agent.is_holding.copy()}
+        done = dict(_leaves(action, ("action",)))
+        for name in ("status", "reason"):
+            done[name,] = np.array([getattr(command, name) for command in self.agent.commands])
         for keys, value in {**seen, **done}.items():
             self._take.shapes.setdefault(keys, value.shape)
             self._take.entries.setdefault(keys, []).append(_encode(value) if _is_picture(value) else value)
@@ -112,15 +115,9 @@ class Recorder:
         take, self._take = self._take, None
         if take is None or not take.steps:
             return None
-        self.folder.mkdir(parents=True, exist_ok=True)
         taken = [int(file.stem.removeprefix("episode_")) for file in self.folder.glob("episode_*.npz")]
         path = self.folder / f"episode_{max(taken, default=-1) + 1:06d}.npz"
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **self._arrays(take, notes))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_file(path, partial(_save_arrays, self._arrays(take, notes)))
         return path
 
     def _arrays(self, take: _Take, notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +130,7 @@ class Recorder:
             "version": VERSION,
             "robot": self.agent.policy.robot.to_dict(),
             "chunking": asdict(self.agent.chunking),
+            "safety": self.agent.safety and asdict(self.agent.safety),
             "resets": take.resets,
             "timing_ms": take.timing_ms,
             "entries": [[keys, take.shapes[keys], pictures.get(keys)] for keys in take.entries],
@@ -152,8 +150,8 @@ class Recording:
     """A recorded episode.
 
     Attributes:
-        about: ``robot``, ``chunking``, ``resets`` (before which step, seed, mask), ``timing_ms`` of each inference (at
-            which step, by stage), ``notes``.
+        about: ``robot``, ``chunking``, ``safety``, ``resets`` (before which step, seed, mask), ``timing_ms`` of each
+            inference (at which step, by stage), ``notes``.
         arrays: by path as in the file.
     """
 
@@ -182,7 +180,7 @@ class Recording:
 
     def __len__(self) -> int:
         """Number of steps."""
-        return len(self.arrays["is_holding"])
+        return len(self.arrays["status"])
 
     def steps(self) -> Iterator[tuple[Any, Any]]:
         """Observation and action of each step, as they were."""
@@ -202,7 +200,7 @@ class Recording:
 def replay(path: str | Path, agent: Pi0Agent, *, must_match: bool = True) -> list[Any]:
     """Show an agent what was recorded.
 
-    The same policy with the same chunking and simulated latency answers bit for bit as it did then.
+    The same policy with the same chunking, safety and simulated latency answers bit for bit as it did then.
 
     Args:
         must_match: whether to refuse another answer than the recorded one.
@@ -227,8 +225,9 @@ def replay(path: str | Path, agent: Pi0Agent, *, must_match: bool = True) -> lis
         actions.append(agent.get_action(observation))
         if must_match and not _equal(actions[-1], expected):
             raise DatasetError(
-                f"At step {step} of {path} the agent's action is not the recorded one; expected the same policy, "
-                f"latency and chunking as then: {recording.about['chunking']}, now {asdict(agent.chunking)}."
+                f"At step {step} of {path} the agent's action is not the recorded one; expected the same policy and "
+                f"latency as then, and {recording.about['chunking']} with safety {recording.about['safety']}; got "
+                f"{asdict(agent.chunking)} with safety {agent.safety and asdict(agent.safety)}."
             )
     return actions
 
@@ -299,3 +298,8 @@ def _equal(one: Any, other: Any) -> bool:
     return ours.keys() == theirs.keys() and all(
         value.dtype == theirs[keys].dtype and np.array_equal(value, theirs[keys]) for keys, value in ours.items()
     )
+
+
+def _save_arrays(arrays: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # by its name NumPy would give it another
+        np.savez_compressed(file, **arrays)
