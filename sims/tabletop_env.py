@@ -104,6 +104,13 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             raise ConfigError(f"Action {action} is not {len(self.robot.joints)} finite joint targets.")
         with self._viewer.lock() if self._viewer else nullcontext():
             self.world.drive(action)
+        success, ended = self.judge()
+        self._show()
+        return self.observe(), float(success), ended, False, self._info(is_success=success)
+
+    def judge(self) -> tuple[bool, bool]:
+        """After every control period: whether the goal is reached, and whether the episode ends."""
+        assert self.goal is not None
         taken = self._taken_blocks()
         self._taken_block = self._taken_block or next(iter(taken), None)
         self._wrong_object |= bool(set(taken) - {self.goal.block})
@@ -111,8 +118,7 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self._held_steps = self._held_steps + 1 if done else 0
         touched_wrong = self._wrong_object and self.task.name == "Reach"
         success = self._held_steps >= self.task.hold_steps and not touched_wrong
-        self._show()
-        return self.observe(), float(success), success or touched_wrong, False, self._info(is_success=success)
+        return success, success or touched_wrong
 
     def observe(self) -> dict[str, Any]:
         """The observation of this moment."""

@@ -45,6 +45,7 @@ class TabletopWorld:
         self._finger_geoms = (self.model.geom("left_finger").id, self.model.geom("right_finger").id)
         self._gripper_geoms = (*self._finger_geoms, self.model.geom("palm").id)
         self._updates = max(1, round(robot.dt_s / TIMESTEP_S / _SERVO_UPDATES))
+        self._path = list[NDArray[np.float64]]()  # set points to come, the next one last
 
     def reset(self, rng: np.random.Generator) -> None:
         """The plain scene with new block places and a new start pose, all drawn from ``rng``."""
@@ -96,23 +97,49 @@ class TabletopWorld:
         self.data.qpos[self._mirror] = self.data.qpos[self._qpos[-1]]
         self.data.ctrl[self._ctrl] = positions * self._scale
         self.data.qvel[:] = 0
+        self._path = []
         mujoco.mj_forward(self.model, self.data)
 
     def drive(self, positions: NDArray[np.floating]) -> None:
         """Simulate one control period towards joint positions (7,), within position and velocity limits."""
+        self.aim(positions)
+        for _ in range(_SERVO_UPDATES):
+            self.advance()
+        self.refresh()
+
+    def aim(self, positions: NDArray[np.floating], duration_s: float | None = None) -> None:
+        """Lead the servos to joint positions (7,) in ``duration_s``, a control period if None, as far as limits let."""
         robot = self.robot
+        updates = _SERVO_UPDATES if duration_s is None else max(1, round(duration_s / self.servo_period_s))
         start = self.data.ctrl[self._ctrl] / self._scale
-        reach = robot.max_velocity * robot.dt_s
+        reach = robot.max_velocity * (robot.dt_s * updates / _SERVO_UPDATES)
         goal = start + np.clip(np.clip(positions, robot.lower, robot.upper) - start, -reach, reach)
-        for update in range(1, _SERVO_UPDATES + 1):
-            self.data.ctrl[self._ctrl] = (start + (goal - start) * update / _SERVO_UPDATES) * self._scale
-            mujoco.mj_step(self.model, self.data, self._updates)
-        mujoco.mj_forward(self.model, self.data)  # contacts and poses of this moment, not of half a step ago
+        self._path = [(start + (goal - start) * update / updates) * self._scale for update in range(updates, 0, -1)]
+
+    def advance(self) -> None:
+        """Simulate one period of the servos, on the way to what was aimed at or standing there."""
+        if self._path:
+            self.data.ctrl[self._ctrl] = self._path.pop()
+        mujoco.mj_step(self.model, self.data, self._updates)
+
+    def refresh(self) -> None:
+        """Contacts and poses of this moment, not of half a step ago."""
+        mujoco.mj_forward(self.model, self.data)
 
     @property
     def state(self) -> NDArray[np.float32]:
         """Measured joint positions [rad] and gripper opening 0..1, float32 (7,)."""
         return (self.data.qpos[self._qpos] / self._scale).astype(np.float32)
+
+    @property
+    def set_point(self) -> NDArray[np.float32]:
+        """Where the servos drive the joints to now, [rad] and gripper opening 0..1, float32 (7,)."""
+        return (self.data.ctrl[self._ctrl] / self._scale).astype(np.float32)
+
+    @property
+    def servo_period_s(self) -> float:
+        """Time between two set points of the servos [s]."""
+        return self._updates * TIMESTEP_S
 
     @property
     def time_s(self) -> float:
