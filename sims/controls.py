@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pi0_control.errors import ConfigError
 from pi0_control.policy import Pi0Policy, PolicyTransforms
 from pi0_control.types import Observation
-from sims.episode import ORIGINAL, SWAPPED, Actor
+from sims.episode import ORIGINAL, SWAPPED
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import Goal
 
@@ -46,26 +45,10 @@ def swapped(goal: Goal, blocks: Sequence[str], rng: np.random.Generator) -> Goal
     return Goal(other, trade.get(goal.onto, goal.onto) if goal.onto else None, prompt)
 
 
-class DeprivedActor:
-    """An actor that is shown other words than the environment's, or fewer cameras."""
-
-    def __init__(self, actor: Actor, prompt: str | None, masked_cameras: Sequence[str]) -> None:
-        self._actor, self._masked = actor, frozenset(masked_cameras)
-        self._words = {} if prompt is None else {"prompt": prompt}
-
-    def reset(self, seed: int | None = None) -> None:
-        """A new episode begins."""
-        self._actor.reset(seed)
-
-    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-        """What the actor does upon what it is shown."""
-        seen = {name: image for name, image in observation["images"].items() if name not in self._masked}
-        return self._actor.get_action({**observation, "images": seen, **self._words})
-
-    @property
-    def chunk_timing_ms(self) -> Mapping[str, float] | None:
-        """As the actor says."""
-        return self._actor.chunk_timing_ms
+def deprive(observation: Mapping[str, Any], prompt: str | None, masked_cameras: Sequence[str]) -> dict[str, Any]:
+    """The observation with other words, unless ``prompt`` is None, and without these cameras."""
+    seen = {name: image for name, image in observation["images"].items() if name not in masked_cameras}
+    return {**observation, "images": seen, **({} if prompt is None else {"prompt": prompt})}
 
 
 class _MaskedTransforms(PolicyTransforms):

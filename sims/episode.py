@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pi0_control.control.chunking import Strategy
 from pi0_control.robot import RobotSpec
+from pi0_control.types import Command
 from sims.expert import Expert
+from sims.smoothness import Smoothness, SmoothnessMeter
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import Goal
 from sims.variation import NONE
@@ -19,6 +22,29 @@ from sims.variation import NONE
 EXPERT, RANDOM = "expert", "random"
 ORIGINAL, SWAPPED, SHUFFLED = INSTRUCTIONS = ("original", "swapped", "shuffled")
 CAMERAS = RobotSpec.from_yaml("arm6").cameras
+
+
+@dataclass(frozen=True)
+class Play:
+    """How chunks are played.
+
+    Attributes:
+        strategy: as in :class:`pi0_control.control.ChunkingConfig`.
+        latency_steps: the chunk inferred from an observation is there so many control steps later.
+        execution_horizon: actions played of each chunk; the policy's recommendation if None.
+        is_guarded: every action passes the safety layer.
+    """
+
+    strategy: Strategy = "sync"
+    latency_steps: int = 0
+    execution_horizon: int | None = None
+    is_guarded: bool = False
+
+    @property
+    def words(self) -> str:
+        """In words; empty where chunks are played one after the other without delay."""
+        delay = f" {self.latency_steps} steps late" if self.latency_steps else ""
+        return f"{self.strategy}{delay}" if delay or self.strategy != "sync" else ""
 
 
 @dataclass(frozen=True)
@@ -31,7 +57,7 @@ class Setting:
         suite: one of :data:`sims.variation.SUITES`.
         instruction: one of :data:`INSTRUCTIONS`; what they mean is told by :func:`sims.controls.instruct`.
         masked_cameras: cameras whose images the policy does not get.
-        execution_horizon: actions played of each chunk; the policy's recommendation if None.
+        play: how the policy's chunks are played.
         render_mode: ``human`` opens MuJoCo's viewer.
     """
 
@@ -40,7 +66,7 @@ class Setting:
     suite: str = NONE
     instruction: str = ORIGINAL
     masked_cameras: tuple[str, ...] = ()
-    execution_horizon: int | None = None
+    play: Play = Play()
     render_mode: str | None = None
 
     @property
@@ -87,7 +113,8 @@ class Setting:
 
     def video_name(self, seed: int) -> str:
         """File name of the video of one episode."""
-        return f"{self.file_stem}_{self.suite}_{self.task}_{seed}.mp4"
+        play = "_" + self.play.words.replace(" ", "-") if self.play.words else ""
+        return f"{self.file_stem}{play}_{self.suite}_{self.task}_{seed}.mp4"
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,7 @@ class EpisodeResult:
         wall_s: time spent acting and simulating [s].
         video: where it was filmed.
         chunks_ms: what each inference cost, by stage [ms]; none where several episodes were inferred in one batch.
+        smoothness: how the arm was commanded.
     """
 
     seed: int
@@ -115,6 +143,7 @@ class EpisodeResult:
     taken_block: str | None = None
     video: Path | None = None
     chunks_ms: list[Mapping[str, float]] = field(default_factory=list)
+    smoothness: Smoothness = field(default_factory=Smoothness)
 
 
 class Actor(Protocol):
@@ -130,11 +159,25 @@ class Actor(Protocol):
     def chunk_timing_ms(self) -> Mapping[str, float] | None:
         """What inference cost in the last ``get_action`` by stage [ms]; nothing where it needed none, or unknown."""
 
+    @property
+    def commands(self) -> Sequence[Command]:
+        """The last command with its status; none where there are no chunks."""
 
-class ExpertActor:
-    """The scripted expert: sees the true poses, so its success is the upper bound of a task."""
+    @property
+    def seam_jumps(self) -> Sequence[NDArray[np.float32] | None]:
+        """How far apart two chunks were where one took over in the last ``get_action``; none or None elsewhere."""
+
+
+class _ScriptedActor:
+    """Has no chunks."""
 
     chunk_timing_ms = None
+    commands = ()
+    seam_jumps = ()
+
+
+class ExpertActor(_ScriptedActor):
+    """The scripted expert: sees the true poses, so its success is the upper bound of a task."""
 
     def __init__(self, env: TabletopEnv) -> None:
         self._env = env
@@ -149,10 +192,8 @@ class ExpertActor:
         return self._expert.act(self._env.goal)
 
 
-class RandomActor:
+class RandomActor(_ScriptedActor):
     """Uniform joint targets: its success is what chance gives."""
-
-    chunk_timing_ms = None
 
     def __init__(self, env: TabletopEnv) -> None:
         self._space = env.action_space
@@ -172,16 +213,24 @@ def run_episode(
     seed: int,
     goal: Goal | None = None,
     on_observation: Callable[[Mapping[str, Any]], None] | None = None,
+    perceive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda observation: observation,
 ) -> EpisodeResult:
-    """One episode; ``goal`` replaces the one drawn, ``on_observation`` gets every observation from the first on."""
+    """One episode.
+
+    Args:
+        goal: replaces the one drawn.
+        on_observation: gets every observation from the first on.
+        perceive: what the actor gets to see of an observation.
+    """
     observation, info = env.reset(seed=seed, options={"goal": goal} if goal else None)
     actor.reset(seed)
     if on_observation is not None:
         on_observation(observation)
-    chunks: list[Mapping[str, float]] = []
+    chunks, meter = list[Mapping[str, float]](), SmoothnessMeter(env.robot)
     steps, ended, start_s = 0, False, time.perf_counter()
     while not ended and steps < env.task.max_episode_steps:
-        action = actor.get_action(observation)
+        action = actor.get_action(perceive(observation))
+        meter.add(action, actor.commands, actor.seam_jumps)
         if actor.chunk_timing_ms:
             chunks.append(actor.chunk_timing_ms)
         observation, _, ended, _, info = env.step(action)
@@ -199,4 +248,5 @@ def run_episode(
         target_block=info["target_block"],
         taken_block=info["taken_block"],
         chunks_ms=chunks,
+        smoothness=meter.result(),
     )

@@ -16,6 +16,7 @@ from pi0_control.policy import Policy
 from sims.episode import ORIGINAL, EpisodeResult, Setting
 from sims.pool import LocalPool, Pool
 from sims.simulator import Job
+from sims.smoothness import Smoothness
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RunResult:
             "real_time_factor": simulated_s / self.wall_s,
             "chunk_s": _chunk_times(chunks),
             "chunk_total_ms": [round(sum(chunk.values()), 1) for chunk in chunks],
+            "smoothness": _smoothness([episode.smoothness for episode in self.episodes]),
         }
 
 
@@ -191,7 +193,8 @@ def _drop_video(results: dict[int, EpisodeResult], seed: int) -> None:
 
 
 def _scenes(result: RunResult) -> tuple[Any, ...]:
-    return result.setting.suite, result.setting.task, tuple(episode.seed for episode in result.episodes)
+    setting = result.setting
+    return setting.suite, setting.task, setting.play, tuple(episode.seed for episode in result.episodes)
 
 
 def _goals(result: RunResult) -> tuple[Any, ...]:
@@ -235,6 +238,8 @@ def _run_row(result: RunResult, folder: Path) -> dict[str, Any]:
         "task": setting.task,
         "instruction": setting.instruction,
         "mask_cameras": list(setting.masked_cameras),
+        "strategy": setting.play.strategy,
+        "latency_steps": setting.play.latency_steps,
         **result.summary(),
         "episode_results": [_episode_row(episode, folder) for episode in result.episodes],
     }
@@ -242,7 +247,19 @@ def _run_row(result: RunResult, folder: Path) -> dict[str, Any]:
 
 def _episode_row(episode: EpisodeResult, folder: Path) -> dict[str, Any]:
     video = None if episode.video is None else episode.video.relative_to(folder).as_posix()
-    return {**{key: value for key, value in vars(episode).items() if key != "chunks_ms"}, "video": video}
+    row = {key: value for key, value in vars(episode).items() if key not in ("chunks_ms", "smoothness")}
+    return {**row, "video": video, **_smoothness([episode.smoothness])}
+
+
+def _smoothness(episodes: Sequence[Smoothness]) -> dict[str, float | None]:
+    """Means over the episodes of jerk and time of holding; over all seams the worst and the 95th percentile."""
+    seams = [seam for episode in episodes for seam in episode.seams_rad]
+    return {
+        "jerk_rad_s3": float(np.mean([episode.jerk_rad_s3 for episode in episodes])),
+        "worst_seam_rad": max(seams, default=None),
+        "p95_seam_rad": float(np.percentile(seams, 95)) if seams else None,
+        "hold_s": float(np.mean([episode.hold_s for episode in episodes])),
+    }
 
 
 def _chunk_times(chunks: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import json
 import math
 from base64 import b64encode
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -29,6 +29,12 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 EMBEDDED = 24
 """Most films in the page, half a megabyte each; the others stay beside it."""
 OUTCOMES = ("failure", "wrong object", "success")  # in the order of the gallery
+PLAY_METRICS = {
+    "success_rate": "Success [%]",
+    "worst_seam_rad": "Worst seam between two chunks [rad]",
+    "jerk_rad_s3": "Jerk of the commands [rad/s³]",
+    "hold_s": "Held still [s an episode]",
+}
 BINS_PER_TICK, TAIL = 8, 1.6  # of the latency histogram, which ends at TAIL times p95
 
 Run = dict[str, Any]  # one entry of "runs" in results.json
@@ -75,7 +81,8 @@ class _Bar:
 
 def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Everything the template names."""
-    runs, policy = results["runs"], results["policy"]
+    played, policy = results["runs"], results["policy"]
+    runs = [run for run in played if _play(run) == _play(played[0])]
     own = [run for run in runs if run["policy"] == policy]
     policies, tasks = _unique([policy, *(run["policy"] for run in runs)]), _unique(run["task"] for run in own)
     suites = _unique(run["suite"] for run in own)
@@ -84,16 +91,18 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     swaps = {row["suite"]: list[_Bar]() for row in results["swaps"]}
     for row in results["swaps"]:
         swaps[row["suite"]].append(_Bar(row["task"], 0, row["obeyed"], row["scenes"], *row["wilson_95"]))
-    cards, left_out = _cards(runs, policy, folder)
+    cards, left_out = _cards(played, policy, folder)
     view = {"results": results, "policies": policies, "tasks": tasks, "suites": suites, "base": base}
     return view | {
         "changed_words": "" if results["instruction"] == ORIGINAL else results["instruction"],
         "success": {task: [_success(run, policies) for run in group] for task, group in shown.items()},
         "wrong": {task: [_wrong(run, policies) for run in group] for task, group in shown.items()},
         "swaps": swaps,
+        "plays": dict(_play_charts([run for run in played if run["suite"] == base])),
+        "strategies": _unique(run["strategy"] for run in played),
         "means": {(run["policy"], run["suite"]): _mean_rate(runs, run["policy"], run["suite"]) for run in runs},
         "cells": {(run["suite"], run["task"]): run for run in own},
-        "latency": _latency([ms for run in own for ms in run["chunk_total_ms"]]),
+        "latency": _latency([ms for run in played if run["policy"] == policy for ms in run["chunk_total_ms"]]),
         "cards": cards,
         "left_out": left_out,
         "outcomes": OUTCOMES,
@@ -118,6 +127,44 @@ def _mean_rate(runs: Sequence[Run], policy: str, suite: str) -> float:
     return float(np.mean([run["success_rate"] for run in runs if (run["policy"], run["suite"]) == (policy, suite)]))
 
 
+def _play(run: Run) -> tuple[str, int]:
+    """How its chunks were played."""
+    return run["strategy"], run["latency_steps"]
+
+
+def _play_charts(runs: Sequence[Run]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each task with its charts; none where chunks were played in one way only."""
+    if len({_play(run) for run in runs}) > 1:
+        for task in _unique(run["task"] for run in runs):
+            own = [run for run in runs if run["task"] == task]
+            yield task, [_chart(own, key, title) for key, title in PLAY_METRICS.items()]
+
+
+def _latencies(plays: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """The latencies of each strategy, rising."""
+    by_strategy = {strategy: list[int]() for strategy, _ in plays}
+    for strategy, steps in sorted(plays):
+        by_strategy[strategy].append(steps)
+    return by_strategy
+
+
+def _chart(runs: Sequence[Run], key: str, title: str) -> dict[str, Any]:
+    """A metric over the latency, a line per strategy; places are shares of the chart's width and height."""
+    scale = 100 if key == "success_rate" else 1
+    values = {_play(run): {**run, **run["smoothness"]}[key] for run in runs}
+    known = {play: scale * value for play, value in values.items() if value is not None}
+    top = _round_up(max(known.values(), default=0), least=1e-3)
+    last = max((steps for _, steps in values), default=0) or 1
+    lines = {
+        strategy: [(steps, steps / last, known[strategy, steps], known[strategy, steps] / top) for steps in latencies]
+        for strategy, latencies in _latencies(known).items()
+    }
+    return {
+        **{"title": title, "lines": lines, "levels": [(f"{level * top:g}", level) for level in (0, 0.5, 1)]},
+        "ticks": [(steps, steps / last) for steps in sorted({steps for _, steps in values})],
+    }
+
+
 def _latency(times_ms: Sequence[float]) -> dict[str, Any] | None:
     """Histogram of inference times [ms], places in it as shares of its width; None where nothing was inferred."""
     if not times_ms:
@@ -137,9 +184,9 @@ def _latency(times_ms: Sequence[float]) -> dict[str, Any] | None:
     }
 
 
-def _round_up(value: float) -> float:
-    """The next of 0.1, 0.2, 0.5, 1, 2, 5, 10, ..."""
-    scale = 10.0 ** math.floor(math.log10(max(value, 0.1)))
+def _round_up(value: float, least: float = 0.1) -> float:
+    """The next of 0.1, 0.2, 0.5, 1, 2, 5, 10, ..., from ``least`` on, a power of ten."""
+    scale = 10.0 ** math.floor(math.log10(max(value, least)))
     return next(step * scale for step in (1, 2, 5, 10) if step * scale >= value)
 
 
@@ -150,7 +197,7 @@ def _cards(runs: Sequence[Run], policy: str, folder: Path) -> tuple[list[dict[st
     """
     cards = []
     for run in runs:
-        about = {key: run[key] for key in ("policy", "suite", "task")}
+        about = {key: run[key] for key in ("policy", "suite", "task", "strategy", "latency_steps")}
         for episode in run["episode_results"]:
             if episode["video"]:
                 outcome = OUTCOMES[2 if episode["is_success"] else 1 if episode["wrong_object"] else 0]

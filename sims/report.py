@@ -20,6 +20,11 @@ LEGEND = (
 COMPARISON_LEGEND = (
     "Success of the two; scenes that both solved, only one of them, neither.\np: exact McNemar test, two-sided."
 )
+PLAY_LEGEND = (
+    "late: control steps from an observation until its chunk is there. seam: how far apart two chunks\n"
+    "are where one takes over, the worst of all and the 95th percentile [rad]. jerk: of the commands,\n"
+    "mean of the episodes [rad/s³]. held: time per episode without an action to play, mean."
+)
 SHUFFLED_LEGEND = "Words that are heeded name the goal by chance: success near 1/3 (Stack 1/6) of who masters the task."
 
 
@@ -47,6 +52,26 @@ def suite_table(results: Sequence[RunResult]) -> Table:
     table.add_section()
     columns = ([rate for (_, measured), rate in rates.items() if measured == suite] for suite in suites)
     table.add_row("average", *(f"{100 * sum(column) / len(column):.1f}" for column in columns))
+    return table
+
+
+def play_table(results: Sequence[RunResult]) -> Table:
+    """One row per task, suite, strategy and latency: success and smoothness."""
+    has_suites = any(result.setting.is_perturbed for result in results)
+    headings = ("suite",) if has_suites else ()
+    table = _table("task", *headings, "strategy", "late", "success", "95 %", "worst seam", "seam p95", "jerk", "held")
+    for column in table.columns[: len(headings) + 2]:
+        column.justify = "left"
+    for result in results:
+        setting, figures = result.setting, result.summary()
+        smooth, (low, high) = figures["smoothness"], figures["wilson_95"]
+        seams = (smooth["worst_seam_rad"], smooth["p95_seam_rad"])
+        table.add_row(
+            *(setting.task, *((setting.suite,) if has_suites else ()), setting.play.strategy),
+            *(f"{setting.play.latency_steps}", f"{_rate(result):.0%}", f"{100 * low:.0f}..{100 * high:.0f}"),
+            *("-" if seam is None else f"{seam:.3f}" for seam in seams),
+            *(f"{smooth['jerk_rad_s3']:.0f}", f"{smooth['hold_s']:.2f} s"),
+        )
     return table
 
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pi0_control.control import Pi0Agent
+from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
-from sims.controls import DeprivedActor, instruct
+from sims.controls import deprive, instruct
 from sims.episode import EXPERT, Actor, EpisodeResult, ExpertActor, RandomActor, Setting, run_episode
 from sims.tabletop_env import TabletopEnv
 from sims.video import Film, write_video
@@ -40,17 +41,26 @@ class Job:
 
 @dataclass(frozen=True)
 class PolicyShape:
-    """What an agent must know of a policy that lives elsewhere; ``noise`` is None where it takes none."""
+    """What an agent must know of a policy that lives elsewhere.
+
+    Attributes:
+        noise: shape of the noise that a chunk starts from; None where it takes none.
+        max_delay: most actions of a chunk that it can be given as decided; None for any.
+    """
 
     horizon: int
     execution_horizon: int
     noise: tuple[int, int] | None
+    max_delay: int | None = None
 
     @classmethod
     def of(cls, policy: Policy) -> "PolicyShape":
         """The shape of a policy."""
-        noise = (policy.horizon, policy.config.model.action_dim) if isinstance(policy, Pi0Policy) else None
-        return cls(policy.horizon, policy.execution_horizon, noise)
+        if not isinstance(policy, Pi0Policy):
+            return cls(policy.horizon, policy.execution_horizon, None)
+        noise = policy.horizon, policy.config.model.action_dim
+        max_delay = policy.config.rtc_max_delay if policy.rtc.mode == "trained" else None
+        return cls(policy.horizon, policy.execution_horizon, noise, max_delay)
 
 
 class EpisodePolicy:
@@ -109,14 +119,16 @@ class Simulator:
         is_unseen = setting.is_scripted or setting.is_blind
         env = self._env_for(setting, is_blind=is_unseen and job.video is None)
         goal, prompt = instruct(env, setting.instruction, job.seed)
-        actor = DeprivedActor(_actor(setting, env, shape, ask), prompt, setting.masked_cameras)
+        actor = _actor(setting, env, shape, ask)
+        perceive = partial(deprive, prompt=prompt, masked_cameras=setting.masked_cameras)
         film = Film() if job.video is not None else None
         keep = (lambda seen: film.append(seen["images"])) if film is not None else None
-        result = run_episode(env, actor, job.seed, goal, keep)
+        result = run_episode(env, actor, job.seed, goal, keep, perceive)
         result = replace(result, prompt=prompt or result.prompt)
         if job.video is None or film is None or (job.only_failure and result.is_success):
             return result
-        caption = f"{result.prompt}  [{setting.control}]" if setting.is_control else result.prompt
+        notes = ", ".join(filter(None, (setting.control, setting.play.words)))
+        caption = f"{result.prompt}  [{notes}]" if notes else result.prompt
         write_video(job.video, film, caption, result.is_success, env.metadata["render_fps"])
         return replace(result, video=job.video)
 
@@ -140,4 +152,8 @@ def _actor(setting: Setting, env: TabletopEnv, shape: PolicyShape | None, ask: A
         return (ExpertActor if setting.policy == EXPERT else RandomActor)(env)
     assert shape is not None
     assert ask is not None
-    return Pi0Agent(EpisodePolicy(env.robot, shape, ask), setting.execution_horizon)
+    play = setting.play
+    chunking = ChunkingConfig(play.strategy, play.execution_horizon, max_delay=shape.max_delay)
+    safety = SafetyConfig() if play.is_guarded else None
+    policy = EpisodePolicy(env.robot, shape, ask)
+    return Pi0Agent(policy, chunking=chunking, latency_steps=play.latency_steps, safety=safety)

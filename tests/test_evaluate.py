@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sims.episode import EpisodeResult, Setting
+from sims.episode import EpisodeResult, Play, Setting
 from sims.evaluate import RunResult, compare, count_swaps, evaluate_run, mcnemar_p, wilson_interval, write_results
 from sims.pool import LocalPool
 from sims.simulator import Job
+from sims.smoothness import Smoothness
 
 SETTING = Setting("expert", "Reach")
 
@@ -52,6 +53,25 @@ def test_summary_counts_episodes_and_takes_percentiles_of_chunks() -> None:
     assert figures["chunk_s"]["denoise"] == pytest.approx({"median": 0.051, "p95": 0.096})
     assert figures["chunk_s"]["total"]["median"] == pytest.approx(0.054)
     assert figures["chunk_total_ms"][:2] == [4.0, 5.0]
+
+
+def test_summary_has_the_worst_seam_of_all_and_means_of_the_rest() -> None:
+    smooth = [Smoothness(10.0, (0.1, 0.4), 0.0), Smoothness(30.0, (0.2,), 0.5), Smoothness(20.0)]
+    result = RunResult(SETTING, tuple(episode(True, smoothness=each) for each in smooth), wall_s=1.0)
+    expected = {"jerk_rad_s3": 20.0, "worst_seam_rad": 0.4, "p95_seam_rad": 0.38, "hold_s": 0.5 / 3}
+    assert result.summary()["smoothness"] == pytest.approx(expected)
+    still = RunResult(SETTING, (episode(True),), wall_s=1.0).summary()["smoothness"]
+    assert (still["worst_seam_rad"], still["p95_seam_rad"]) == (None, None)
+
+
+def test_ways_to_play_are_not_taken_for_one_another() -> None:
+    plays = Play(), Play("rtc", 4)
+    results = [run("mini", [True], play=plays[0]), run("other", [True], play=plays[1])]
+    assert compare(results) == []
+    assert len({replace(SETTING, play=play).video_name(3) for play in plays}) == 2
+    assert [play.words for play in (*plays, Play("async"), Play("sync", 1))] == [
+        "", "rtc 4 steps late", "async", "sync 1 steps late",
+    ]  # fmt: skip
 
 
 def test_policies_are_compared_in_the_same_scenes_only() -> None:

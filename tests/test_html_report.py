@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from pi0_control.errors import ConfigError
 from sims import html_report
-from sims.episode import EpisodeResult, Setting
+from sims.episode import EpisodeResult, Play, Setting
 from sims.evaluate import RunResult, write_results
 from sims.html_report import write_report
+from sims.smoothness import Smoothness
 from sims.variation import SUITES
 from sims.video import write_video
 
@@ -47,6 +48,7 @@ def play(setting: Setting, rate: float, folder: Path, rng: np.random.Generator) 
                 target_block=(asked := "green" if setting.is_control else "red"),
                 taken_block=None if index == 0 else asked,
                 video=folder / f"videos/{outcome}.mp4" if is_filmed else None,
+                smoothness=Smoothness(40.0, (0.05, 0.25)),
                 chunks_ms=[] if setting.is_scripted else [{"prefix": 6.0, "denoise": float(ms)} for ms in times_ms],
             )
         )
@@ -180,6 +182,23 @@ def test_only_what_was_measured_is_shown(open_report, changes, sections) -> None
     assert set(page.evaluate("[...document.querySelectorAll('section')].map(section => section.id)")) == sections
     assert "nan" not in page.inner_text("body").lower()
     assert page.locator(".control").count() == 0
+
+
+def test_strategies_are_drawn_over_the_delay(open_report) -> None:
+    plays = [Play(strategy, steps) for strategy in ("async", "rtc") for steps in (0, 2, 8)]
+    page = open_report(contestants=tuple(replace(MINI, play=play) for play in plays), tasks=("Lift", "Stack"))
+    centre = "circle => ['cx', 'cy'].map(key => circle[key].baseVal.value)"
+    first = page.locator("#plays .chart").first
+    for strategy in ("async", "rtc"):
+        places = np.array(first.locator(f".p-{strategy} circle").evaluate_all(f"all => all.map({centre})"))
+        assert (places[1] - places[0])[0] == pytest.approx((places[2] - places[0])[0] / 4, rel=0.01)  # 0, 2, 8
+    assert page.locator("#plays .chart").count() == 2 * 4
+    seams = page.locator("#plays .chart:nth-child(2) .p-rtc title").first.evaluate("title => title.textContent")
+    assert seams == "rtc, 0 steps late: 0.25"
+    assert page.locator("#success .row").count() == 2 * 2  # of the first
+    assert "played async, 0 steps late" in page.inner_text("header")
+    page.get_by_text("Every run").click()
+    assert page.get_by_role("cell", name="rtc", exact=True).count() == 6
 
 
 def test_controls_are_told_and_swaps_shown(open_report) -> None:

@@ -9,13 +9,13 @@ import pytest
 from tiny_policy import ARM6, tiny_policy
 
 from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.policy import Pi0Policy
+from pi0_control.policy import Pi0Policy, RtcConfig
 from sims.controls import without_cameras
-from sims.episode import EpisodeResult, Setting
+from sims.episode import EpisodeResult, Play, Setting
 from sims.pool import LocalPool, WorkerPool, open_pool
 from sims.simulator import Job
 
-BLIND = Setting("tiny", "Reach", masked_cameras=ARM6.cameras, execution_horizon=3)
+BLIND = Setting("tiny", "Reach", masked_cameras=ARM6.cameras, play=Play(execution_horizon=3))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,28 @@ def test_policies_that_look_see_the_same_scenes_however_many_play_at_a_time(work
         np.testing.assert_allclose(actions, actions_alone, atol=1e-5)
         for camera, image in observation.images.items():
             np.testing.assert_array_equal(image, alone.images[camera])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_chunks_are_played_as_the_setting_says() -> None:
+    policy, held, seams, delays = tiny_policy(rtc_max_delay=2), list[float](), list[bool](), list[int]()
+    policy = without_cameras(policy.with_rtc(RtcConfig("trained")), BLIND.masked_cameras)
+    infer = policy.infer
+
+    def remember(observation, *, noise=None, prefix=None):
+        delays.append(prefix.delay if prefix else 0)
+        return infer(observation, noise=noise, prefix=prefix)
+
+    policy.infer = remember
+    for play in (Play("sync", 0, 3), Play("sync", 2, 3), Play("async", 2, 3), Play("rtc_trained", 2, 3)):
+        (result,) = LocalPool().play([Job(replace(BLIND, play=play), 0)], policy)
+        held.append(result.smoothness.hold_s / (result.steps * ARM6.dt_s))
+        seams.append(len(result.smoothness.seams_rad) > 5)
+        assert max(delays) == (2 if play.strategy == "rtc_trained" else 0)
+    assert held == pytest.approx([0, 2 / 5, 0, 0], abs=0.06)
+    assert seams == [True, False, True, True]
+    (guarded,) = LocalPool().play([Job(replace(BLIND, play=Play(is_guarded=True)), 0)], policy)
+    assert guarded.smoothness.jerk_rad_s3 < result.smoothness.jerk_rad_s3
 
 
 def test_a_mistake_in_a_worker_is_told_as_if_made_here(workers) -> None:

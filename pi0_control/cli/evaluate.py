@@ -8,8 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 from rich.console import Console
@@ -19,8 +20,9 @@ from pi0_control.cli.terminal import check_counts, progress_bars
 from pi0_control.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pi0_control.control.chunking import Strategy
     from pi0_control.policy import Pi0Policy, Policy
-    from sims.episode import EpisodeResult, Setting
+    from sims.episode import EpisodeResult, Play, Setting
     from sims.evaluate import RunResult
 
 EVALUATION_SEED = 100_000  # recordings draw their scenes from another stream (sims/record.py)
@@ -50,7 +52,12 @@ class EvalOptions:
         mask_cameras: a control, whether --policy looks: cameras it gets no image of, or all.
         videos: films the first so many episodes per task and suite and, of learned policies, as many further failures.
         out: where results.json, report.html and the videos go.
+        strategy: how chunks are played: one or more of sync, async, ensemble, rtc, and rtc_trained for policies trained
+            so.
+        latency_steps: simulated inference time, one or more: so many control steps later the chunk is there. Several
+            strategies or latencies are tried each with each, to be compared in success and smoothness.
         execution_horizon: actions played from each chunk; the policy's own recommendation if not given.
+        safety: every action passes the safety layer, as it would on a robot.
         device: where policies are computed, such as cpu or cuda.
         show: watch in MuJoCo's viewer.
     """
@@ -66,7 +73,10 @@ class EvalOptions:
     mask_cameras: tuple[str, ...] = ()
     videos: int = 1
     out: Path = Path("outputs/eval")
+    strategy: tuple[str, ...] = ("sync",)
+    latency_steps: tuple[int, ...] = (0,)
     execution_horizon: int | None = None
+    safety: bool = False
     device: str = "cpu"
     show: bool = False
 
@@ -80,7 +90,7 @@ def evaluate(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
 
     _check_numbers(options)
     tasks, suites, contestants = get_tasks(options.task), _suites(options.perturb), _contestants(options)
-    policies = {setting.label: _policy(setting, options.device) for setting in contestants}
+    policies = {setting: _policy(setting, options.device) for setting in contestants}
     about, results = _about(options, contestants), list[RunResult]()
     options.out.mkdir(parents=True, exist_ok=True)
     with closing(open_pool(options.parallel)) as pool, progress_bars("{task.fields[success]}") as progress:
@@ -90,7 +100,7 @@ def evaluate(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
                     setting = replace(contestant, task=task.name, suite=suite)
                     is_repeated = contestant.is_scripted and contestant != contestants[0] and suite != suites[0]
                     films = 0 if is_repeated else options.videos  # a baseline looks the same in every suite
-                    results.append(_run(setting, policies[setting.label], options, films, pool, progress))
+                    results.append(_run(setting, policies[contestant], options, films, pool, progress))
                     written = write_results(options.out / "results.json", results, about)  # nothing measured is lost
     _print(results, options)
     write_report(options.out / "report.html", written)
@@ -121,9 +131,8 @@ def _contestants(options: EvalOptions) -> list["Setting"]:
 
     if options.instruction not in INSTRUCTIONS:
         raise ConfigError(f"No instruction {options.instruction!r}; expected one of {', '.join(INSTRUCTIONS)}.")
-    masked = find_cameras(options.mask_cameras, CAMERAS)
-    mode = "human" if options.show else None
-    plain = Setting(options.policy, execution_horizon=options.execution_horizon, render_mode=mode)
+    masked, plays = find_cameras(options.mask_cameras, CAMERAS), _plays(options)
+    plain = Setting(options.policy, play=plays[0], render_mode="human" if options.show else None)
     others = [replace(plain, policy=name) for name in options.against]
     main = replace(plain, instruction=options.instruction, masked_cameras=masked)
     if main.is_scripted and (masked or options.instruction == SHUFFLED):
@@ -131,18 +140,46 @@ def _contestants(options: EvalOptions) -> list["Setting"]:
     reference = replace(main, instruction=ORIGINAL)
     if main.is_swapped and reference not in others:
         others.insert(0, reference)  # what is taken with and without the swap
+    if others and len(plays) > 1:
+        raise ConfigError(
+            "Several strategies or latencies compare --policy with itself; --against and --instruction swapped need "
+            f"one of each, got {', '.join(options.strategy)} and {', '.join(map(str, options.latency_steps))}."
+        )
     contestants = [main, *others]
     if len({setting.file_stem for setting in contestants}) < len(contestants):
         labels = ", ".join(setting.label for setting in contestants)
         raise ConfigError(f"--policy and --against: two have the same name, or would in a file name: {labels}.")
-    return contestants
+    return contestants + [replace(main, play=play) for play in plays[1:]]
+
+
+def _plays(options: EvalOptions) -> list["Play"]:
+    """Every strategy with every latency; ConfigError where one does not exist or is given twice."""
+    from pi0_control.control import ChunkingConfig
+    from sims.episode import EXPERT, RANDOM, Play
+
+    plays = []
+    for strategy, latency in product(options.strategy, options.latency_steps):
+        chunking = ChunkingConfig(cast("Strategy", strategy), options.execution_horizon)
+        plays.append(Play(chunking.strategy, latency, options.execution_horizon, options.safety))
+    if min(options.latency_steps, default=-1) < 0 or len(set(plays)) != max(len(plays), 1):
+        raise ConfigError(
+            f"--strategy {' '.join(options.strategy)} --latency-steps {' '.join(map(str, options.latency_steps))}: "
+            "expected at least one of each, none twice, and latencies of 0 or more."
+        )
+    if options.policy in (EXPERT, RANDOM) and plays != [Play()]:
+        raise ConfigError(f"{options.policy} has no chunks to play; --strategy and its like are for those who do.")
+    return plays
 
 
 def _policy(setting: "Setting", device: str) -> "Policy | None":
     """The policy of a setting; None where it is scripted."""
+    from pi0_control.policy import RtcConfig
     from sims.controls import without_cameras
 
-    return None if setting.is_scripted else without_cameras(_load(setting.policy, device), setting.masked_cameras)
+    if setting.is_scripted:
+        return None
+    policy = without_cameras(_load(setting.policy, device), setting.masked_cameras)
+    return policy.with_rtc(RtcConfig("trained")) if setting.play.strategy == "rtc_trained" else policy
 
 
 @cache
@@ -159,8 +196,10 @@ def _run(
 ) -> "RunResult":
     from sims.evaluate import evaluate_run
 
-    words = [setting.label, *([setting.suite] if setting.is_perturbed else []), setting.task]
-    counter = _SuccessCounter(progress, progress.add_task(" ".join(words), total=options.episodes, success=""))
+    words = [setting.label, setting.play.words, setting.suite if setting.is_perturbed else "", setting.task]
+    counter = _SuccessCounter(
+        progress, progress.add_task(" ".join(filter(None, words)), total=options.episodes, success="")
+    )
     return evaluate_run(
         setting,
         policy,
@@ -202,20 +241,24 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
     from sims.report import (
         COMPARISON_LEGEND,
         LEGEND,
+        PLAY_LEGEND,
         SHUFFLED_LEGEND,
         comparison_table,
+        play_table,
         success_table,
         suite_table,
         swap_lines,
     )
 
     first = results[0].setting
-    main = [result for result in results if result.setting.label == first.label]
+    own = [result for result in results if result.setting.label == first.label]
+    main = [result for result in own if result.setting.play == first.play]
     name = f"{'CONTROL, ' if first.is_control else ''}{first.label}"
-    perturbed = f", perturbed: {first.suite}" if first.is_perturbed else ""
+    notes = [f"perturbed: {first.suite}"] if first.is_perturbed else []
+    notes += [first.play.words] if first.play.words else []
     episodes = f"{options.episodes} episode{'s' if options.episodes > 1 else ''} a task"
     seeds = f"seeds {options.seed} to {options.seed + options.episodes - 1}"
-    yield Text(f"\n{name}: {episodes}, {seeds}{perturbed}", "bold")
+    yield Text("\n" + ", ".join([f"{name}: {episodes}", seeds, *notes]), "bold")
     yield success_table([result for result in main if result.setting.suite == first.suite])
     yield Text(LEGEND, "dim")
     if first.instruction == SHUFFLED:
@@ -223,6 +266,10 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
     if any(result.setting.suite != first.suite for result in main):
         yield Text(f"\n{name}: success by suite", "bold")
         yield suite_table(main)
+    if any(result.setting.play.words for result in own):
+        yield Text(f"\n{name}: how chunks were played", "bold")
+        yield play_table(own)
+        yield Text(PLAY_LEGEND, "dim")
     if comparisons := compare(results):
         yield Text(f"\n{name} (1) against others (2) in the same scenes", "bold")
         yield comparison_table(comparisons)
@@ -232,12 +279,15 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
 
 def _about(options: EvalOptions, contestants: list["Setting"]) -> dict[str, Any]:
     """What the figures must be read with: settings, versions, machine, and the files that were evaluated."""
-    main, *others = contestants
+    main, others = contestants[0], [setting for setting in contestants if setting.label != contestants[0].label]
     return {
         "policy": main.label,
         "against": [setting.label for setting in others],
         "instruction": main.instruction,
         "mask_cameras": list(main.masked_cameras),
+        "strategies": list(options.strategy),
+        "latency_steps": list(options.latency_steps),
+        "safety": options.safety,
         "seed": options.seed,
         "episodes": options.episodes,
         "parallel": options.parallel,
@@ -259,7 +309,7 @@ def _checkpoint(setting: "Setting") -> dict[str, Any]:
     directory = find_policy(setting.policy)
     config = PolicyConfig.load(directory / CONFIG_FILE)
     return {
-        "execution_horizon": setting.execution_horizon or config.execution_horizon,
+        "execution_horizon": setting.play.execution_horizon or config.execution_horizon,
         "num_steps": config.num_steps,
         "checkpoint_sha256": hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest(),
         "config": config.to_dict(),

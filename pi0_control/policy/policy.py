@@ -1,5 +1,6 @@
 """Policies: observations in, chunks of joint targets out."""
 
+import copy
 import time as clock
 from collections.abc import Sequence
 from functools import partial
@@ -163,6 +164,17 @@ class Pi0Policy:
             (CONFIG_FILE, self.config.save),
         ):
             write_file(directory / name, write)
+
+    def with_rtc(self, rtc: RtcConfig) -> "Pi0Policy":
+        """The same policy, sharing its weights and noise, that continues prefixes in another way.
+
+        Raises:
+            ConfigError: the policy was not trained for it.
+        """
+        rtc.check(self.config)
+        other = copy.copy(self)
+        other.rtc = rtc
+        return other
 
     @property
     def horizon(self) -> int:
