@@ -8,14 +8,14 @@ scenes of :data:`SCENES` show many arrangements with every block's position know
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.errors import ConfigError
+from sims.episode import Actor
 from sims.expert import Expert
-from sims.kinematics import gripper_down
 from sims.tabletop_env import TabletopEnv
 from sims.tasks import TASKS, Goal, Task, get_tasks
 from sims.variation import NONE, draw_aspects
@@ -24,6 +24,8 @@ SCENES = "scenes"
 """What to ask :func:`record` for to get random scenes instead of a task."""
 SCENES_PROMPT = "look at the blocks"
 SCENES_PER_EPISODE = 100
+SCENE_REGION_M = ((0.26, -0.36, 0.02), (0.54, 0.24, 0.34))
+"""Corners (x, y, z) of the box where the tool is in a random scene."""
 GOALS_PER_SCENE = 3
 
 
@@ -51,16 +53,6 @@ class EpisodeWriter(Protocol):
         """Forget the episode under way."""
 
 
-class Pilot(Protocol):
-    """Who may act before the expert takes over; ``Pi0Agent`` is one."""
-
-    def reset(self, seed: int | None = None) -> None:
-        """A new episode begins."""
-
-    def get_action(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Joint targets for the next control period."""
-
-
 @dataclass(frozen=True)
 class Disturbance:
     """How the arm is pushed about while demonstrating; labels stay clean (DART, Laskey et al. 2017).
@@ -86,7 +78,7 @@ def record(
     writer: EpisodeWriter,
     disturbance: Disturbance | None = None,
     perturb: str = NONE,
-    make_pilot: Callable[[TabletopEnv], Pilot] | None = None,
+    make_pilot: Callable[[TabletopEnv], Actor] | None = None,
     on_episode: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Record until ``writer`` holds ``episodes`` episodes, each of a task drawn from ``what``.
@@ -144,16 +136,12 @@ def grounding_wordings() -> tuple[str, ...]:
 
 def _record_scenes(env: TabletopEnv, rng: np.random.Generator, writer: EpisodeWriter, aspects: _Aspects) -> None:
     """One episode of unrelated frames: random blocks, tool pose and gripper opening each."""
-    world, home = env.world, env.robot.home
+    world = env.world
     env.goal = Goal(world.blocks[0], None, SCENES_PROMPT)
     for _ in range(SCENES_PER_EPISODE):
         world.reset(rng)
         world.vary(aspects(rng), rng)
-        tool = rng.uniform((0.26, -0.36, 0.02), (0.54, 0.24, 0.34))
-        joints = world.kinematics.solve(home[:-1], tool, gripper_down(rng.uniform(-0.5, 0.5)))
-        joints = joints + rng.normal(0, 0.03, len(joints)).astype(np.float32)
-        arm = np.clip(np.r_[joints, rng.uniform(0, 1)], env.robot.lower, env.robot.upper)
-        world.place_arm(arm)
+        world.place_tool(rng.uniform(*SCENE_REGION_M), rng.uniform(-0.5, 0.5), rng)
         if rng.random() < 0.2:  # as if carried
             world.place_block(str(rng.choice(world.blocks)), world.tool_position)
         seen = env.observe()
@@ -169,7 +157,7 @@ def _record_goals(
     episodes: int,
     disturbance: Disturbance,
     aspects: _Aspects,
-    pilot: Pilot | None,
+    pilot: Actor | None,
 ) -> None:
     """One scene with up to :data:`GOALS_PER_SCENE` goals one after another, each an episode of its own."""
     env.world.reset(rng)
@@ -190,7 +178,7 @@ def _record_goals(
             return  # enough, or the scene is no longer a fresh one
 
 
-def _let_act(pilot: Pilot, env: TabletopEnv, rng: np.random.Generator) -> None:
+def _let_act(pilot: Actor, env: TabletopEnv, rng: np.random.Generator) -> None:
     """Let the pilot work at the goal for a random while."""
     pilot.reset(int(rng.integers(2**31)))
     for _ in range(int(rng.integers(env.task.max_episode_steps // 2))):

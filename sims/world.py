@@ -15,7 +15,8 @@ BLOCK_SPACING_M = 0.10
 START_REGION_M = ((0.27, -0.16, 0.16), (0.46, 0.16, 0.34))
 """Corners (x, y, z) of the box where the tool centre point starts."""
 VARIED_START_REGION_M = ((0.25, -0.20, 0.12), (0.48, 0.20, 0.38))
-VARIED_START_RAD = 0.03
+SCATTER_RAD = 0.03
+"""Spread of a joint around the pose that looks straight down, where the arm is placed at random."""
 _SERVO_UPDATES = 5  # times a control period that the servos' set point moves, so that motion is smooth
 
 
@@ -64,10 +65,7 @@ class TabletopWorld:
                 self._variation.resize(block, draw_half(rng))
                 self.data.qpos[address + 2] = self.block_half(block)
         if "start" in aspects:
-            start, turn = rng.uniform(*VARIED_START_REGION_M), rng.uniform(-0.6, 0.6)
-            joints = self.kinematics.solve(self.robot.home[:-1], start, gripper_down(turn))
-            joints = joints + rng.normal(0, VARIED_START_RAD, len(joints)).astype(np.float32)
-            self.place_arm(np.clip(np.r_[joints, rng.uniform(0, 1)], self.robot.lower, self.robot.upper))
+            self.place_tool(rng.uniform(*VARIED_START_REGION_M), rng.uniform(-0.6, 0.6), rng)
         if "distractors" in aspects:
             places = [self.data.qpos[address : address + 2] for address in self._block_qpos]
             self._variation.lay_distractors(self.data, places, rng)
@@ -99,6 +97,12 @@ class TabletopWorld:
         self.data.qvel[:] = 0
         self._path = []
         mujoco.mj_forward(self.model, self.data)
+
+    def place_tool(self, position_m: NDArray[np.floating], turn_rad: float, rng: np.random.Generator) -> None:
+        """Put the robot where its tool is about there and looks about down, turned so, with some gripper opening."""
+        joints = self.kinematics.solve(self.robot.home[:-1], position_m, gripper_down(turn_rad))
+        joints = joints + rng.normal(0, SCATTER_RAD, len(joints)).astype(np.float32)
+        self.place_arm(np.clip(np.r_[joints, rng.uniform(0, 1)], self.robot.lower, self.robot.upper))
 
     def drive(self, positions: NDArray[np.floating]) -> None:
         """Simulate one control period towards joint positions (7,), within position and velocity limits."""

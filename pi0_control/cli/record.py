@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pi0_control.cli.terminal import check_counts, progress_bars
 
 if TYPE_CHECKING:
-    from sims.record import Pilot
+    from sims.episode import Actor
     from sims.tabletop_env import TabletopEnv
 
 
@@ -56,7 +56,7 @@ def record(
     print(f"{out}: {writer.num_episodes} episodes, {writer.num_frames} frames.")
 
 
-def _pilot_factory(policy: str) -> Callable[["TabletopEnv"], "Pilot"]:
+def _pilot_factory(policy: str) -> Callable[["TabletopEnv"], "Actor"]:
     """How to make the agent that acts first in an environment."""
     from pi0_control.control.agent import Pi0Agent
     from pi0_control.policy import Pi0Policy

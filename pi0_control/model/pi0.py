@@ -166,6 +166,13 @@ class Pi0(nn.Module):
         """The dtype of the experts' matrices, in which the residual streams run."""
         return self.embedding.weight.dtype
 
+    @classmethod
+    def empty(cls, config: Pi0Config) -> "Pi0":
+        """On the CPU with weights of no particular value, for those who load all of them."""
+        with torch.device("meta"):
+            model = cls(config)
+        return model.to_empty(device="cpu")
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

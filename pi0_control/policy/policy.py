@@ -142,9 +142,7 @@ class Pi0Policy:
             PolicyTransforms(config, norm_stats, tokenizer)
         except ConfigError as error:
             raise CheckpointError(f"The files of policy {directory} do not fit together: {error}") from error
-        with torch.device("meta"):
-            model = Pi0(config.model)
-        model.to_empty(device="cpu")  # weights are copied in: no random start, and no tie to a file that may change
+        model = Pi0.empty(config.model)  # weights are copied in, so there is no tie to a file that may change
         load_weights(model, directory / WEIGHTS_FILE)
         policy = cls(model, config, norm_stats, tokenizer, device, dtype, rtc)
         policy.robot = robot or config.robot

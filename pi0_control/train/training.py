@@ -264,9 +264,7 @@ def _saver(
     def save(averaged: Mapping[str, Tensor], stage: str, step: int) -> None:
         if stage == GroundingStage.name and config.steps:
             return  # it cannot act yet
-        with torch.device("meta"):
-            model = Pi0(transforms.config.model)
-        model.to_empty(device="cpu")  # all of it is loaded
+        model = Pi0.empty(transforms.config.model)
         policy = {name.removeprefix("policy."): v for name, v in averaged.items() if name.startswith("policy.")}
         model.load_state_dict(merged_state(policy, config.lora_alpha))
         provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
