@@ -1,0 +1,308 @@
+"""The loop without ROS: holds with a reason, recovers, and never lets the arm jump."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
+
+from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
+from pi0_control.ros.conversions import NS, joint_state_message, to_stamp
+from pi0_control.ros.inputs import STATE
+from tests.ros_flight import PICTURE, Flight
+from tests.swaying_policy import ARM6, SwayingPolicy
+
+CAMERA = ARM6.cameras[0]
+
+
+def flying(**options: Any) -> Flight:
+    """In the middle of a motion."""
+    flight = Flight(**options)
+    assert flight.pilot.enable() == ""
+    command = flight.step(40)
+    assert command is not None
+    assert (command.status, command.reason) == ("tracking", "")
+    assert np.abs(command.positions - ARM6.home).max() > 0.1
+    return flight
+
+
+def stamped(offset_ns: int) -> Callable[[Any], Any]:
+    """The good message with another stamp; 0 for none at all."""
+
+    def change(message: Any) -> Any:
+        stamp_ns = message.header.stamp.sec * NS + message.header.stamp.nanosec
+        message.header.stamp = to_stamp(stamp_ns + offset_ns if offset_ns else 0)
+        return message
+
+    return change
+
+
+def with_fields(**fields: Any) -> Callable[[Any], Any]:
+    def change(message: Any) -> Any:
+        for name, value in fields.items():
+            setattr(message, name, value)
+        return message
+
+    return change
+
+
+def joints(names: tuple[str, ...], positions: np.ndarray) -> Callable[[Any], Any]:
+    return lambda message: joint_state_message(
+        positions, names, message.header.stamp.sec * NS + message.header.stamp.nanosec
+    )
+
+
+FAULTS: dict[str, tuple[str, Any, str]] = {
+    "camera dropped": (CAMERA, None, f"{CAMERA} has been silent for"),
+    "camera wrong size": (CAMERA, with_fields(height=4, data=bytes(96)), "changed from '8x8 rgb8' to '8x4 rgb8'"),
+    "camera torn": (CAMERA, with_fields(data=bytes(5)), f"{CAMERA}: The image says 8x8 .* has 5 bytes"),
+    "encoding swapped": (CAMERA, with_fields(encoding="bgr8"), "changed from '8x8 rgb8' to '8x8 bgr8'"),
+    "encoding unknown": (CAMERA, with_fields(encoding="16UC1"), "encoding '16UC1'; supported"),
+    "stamp zero": (CAMERA, stamped(0), f"{CAMERA} has a stamp of zero"),
+    "stamp in the future": (CAMERA, stamped(NS), f"{CAMERA} is stamped 1.00 s in the future"),
+    "stamp old": (CAMERA, stamped(-NS), f"{CAMERA} comes 1.00 s late"),
+    "cameras skewed": (CAMERA, stamped(-NS // 5), f"{CAMERA} is 0.20 s behind the other cameras"),
+    "state dropped": (STATE, None, "state has been silent for"),
+    "state stamp zero": (STATE, stamped(0), "state has a stamp of zero"),
+    "joint missing": (STATE, joints(ARM6.joint_names[1:], ARM6.home[1:]), r"state: The joint .* lacks \['waist'\]"),
+    "joint not finite": (STATE, joints(ARM6.joint_names, ARM6.home * np.nan), "state: The position of .* not finite"),
+    "joints without names": (STATE, with_fields(name=[]), "state: The joint state has 0 names"),
+}
+
+
+@pytest.mark.parametrize(("stream", "instead", "words"), FAULTS.values(), ids=FAULTS)
+def test_every_bad_input_makes_the_arm_hold_and_say_why_until_it_is_over(stream: str, instead: Any, words: str) -> None:
+    flight = flying()
+    command = flight.step(20, **{stream: instead})
+    assert command is not None
+    assert command.status == "holding"
+    assert re.search(words, command.reason), command.reason
+    assert np.array_equal(command.positions, flight.commands[-2].positions)  # stands
+    flight.step(3)
+    command = flight.step()
+    assert command is not None
+    assert command.status == "tracking"
+    assert flight.pilot.holds == 1
+    flight.check_commands()
+
+
+def test_a_frozen_camera_is_told_from_a_silent_one() -> None:
+    flight = flying()
+    last = flight.message(CAMERA)
+    command = flight.step(11, **{CAMERA: last})
+    assert command is not None
+    assert command.status == "holding"
+    assert command.reason.startswith(f"{CAMERA} is frozen: it has repeated one stamp for 0.55 s")
+
+
+def test_shuffled_joints_are_put_in_order() -> None:
+    def shuffled(message: Any) -> Any:
+        order = np.random.default_rng(0).permutation(7)
+        return with_fields(name=[message.name[i] for i in order], position=[message.position[i] for i in order])(
+            message
+        )
+
+    straight, mixed = flying(), flying()
+    straight.step(20)
+    mixed.step(20, **{STATE: shuffled})
+    assert [c.positions.tolist() for c in mixed.commands] == [c.positions.tolist() for c in straight.commands]
+
+
+def test_a_clock_that_goes_back_makes_it_wait_for_inputs_of_the_new_time() -> None:
+    flight = flying()
+    flight.clock_ns -= 5 * NS
+    nothing = dict.fromkeys(flight.inputs.streams)
+    command = flight.step(**nothing)
+    assert command is not None
+    assert (command.status, command.reason) == (
+        "holding",
+        "nothing has come from state since the clock went back by 4.95 s",
+    )
+    command = flight.step(4)
+    assert command is not None
+    assert command.status == "tracking"
+    flight.check_commands()
+
+
+def test_a_clock_that_stands_still_does_not_keep_inputs_fresh() -> None:
+    flight = flying()
+    nothing = dict.fromkeys(flight.inputs.streams)
+    for _ in range(12):
+        flight.clock_ns -= 50_000_000  # step() moves it on
+        flight.step(**nothing)
+    assert flight.commands[-1].status == "holding"
+    assert "silent" in flight.commands[-1].reason
+
+
+def test_a_late_inference_is_given_up_and_its_chunk_refused() -> None:
+    flight = flying()
+    flight.worker.is_fast = False
+    command = flight.step(50)
+    assert command is not None
+    assert command.status == "holding"
+    assert "inference has been running for 2." in command.reason
+    inferred = len(flight.pilot.policy.observations)  # type: ignore[attr-defined]
+    flight.worker.finish()
+    flight.worker.is_fast = True
+    command = flight.step(2)
+    assert command is not None
+    assert command.status == "tracking"
+    assert len(flight.pilot.policy.observations) == inferred + 2  # type: ignore[attr-defined]
+    assert not flight.pilot.safety.fault
+    flight.check_commands()
+
+
+def test_a_policy_that_raises_holds_then_latches_and_a_reset_clears_it() -> None:
+    flight = flying()
+    flight.pilot.prompt = "raise"
+    command = flight.step(20)
+    assert command is not None
+    assert (command.status, command.reason) == ("holding", "RuntimeError: out of memory")
+    flight.pilot.prompt = "sway"
+    command = flight.step(2)
+    assert command is not None
+    assert command.status == "tracking"
+    flight.pilot.prompt = "raise"
+    command = flight.step(120)
+    assert command is not None
+    assert command.status == "fault"
+    flight.pilot.prompt = "sway"
+    flight.step(20)
+    assert "fault is latched: the policy has failed for 5.0 s: RuntimeError" in flight.pilot.enable()
+    assert flight.commands[-1].status == "fault"
+    assert flight.pilot.reset(seed=3) == ""
+    command = flight.step(2)
+    assert command is not None
+    assert command.status == "tracking"
+    assert flight.pilot.policy.seeds == [3]  # type: ignore[attr-defined]
+    flight.check_commands()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("refuse", "the prompt is too long"), ("lose count", "not all its actions are finite"), ("", "no prompt")],
+)
+def test_what_the_policy_cannot_answer_holds_and_never_latches(prompt: str, words: str) -> None:
+    flight = flying()
+    flight.pilot.prompt = prompt
+    command = flight.step(200)
+    assert command is not None
+    assert command.status == "holding"
+    assert words in command.reason
+    flight.pilot.prompt = "sway"
+    command = flight.step(2)
+    assert command is not None
+    assert command.status == "tracking"
+    flight.check_commands()
+
+
+def test_a_flood_of_prompts_ends_with_the_last_one() -> None:
+    flight = flying()
+    flight.worker.is_fast = False
+    for index in range(30):
+        flight.pilot.prompt = f"prompt {index}"
+        flight.worker.finish()
+        flight.step()
+    assert flight.commands[-1].status == "holding"
+    assert "former prompt" in flight.commands[-1].reason
+    flight.worker.is_fast = True
+    flight.worker.finish()
+    flight.step(3)
+    assert flight.commands[-1].status == "tracking"
+    assert flight.pilot.policy.observations[-1].prompt == "prompt 29"  # type: ignore[attr-defined]
+    flight.check_commands()
+
+
+def test_it_commands_nothing_until_enabled_and_once_a_disabled_arm_stands() -> None:
+    flight = Flight()
+    assert flight.step(5) is None
+    flight.pilot.enable()
+    flight.step(40)
+    flight.pilot.disable()
+    brake = [flight.step() for _ in range(10)]
+    assert [command.reason for command in brake if command] == ["disabled"] * (10 - brake.count(None))
+    assert brake[0] is not None
+    assert brake[-1] is None
+    flight.pose = flight.pose + np.float32(0.2)  # moved by hand
+    flight.commands = []
+    flight.pilot.enable()
+    command = flight.step()
+    assert command is not None
+    assert np.abs(command.positions - flight.pose).max() < 0.02
+    assert "disable first" in flight.pilot.reset()
+
+
+def test_nothing_is_commanded_before_the_arm_was_measured() -> None:
+    flight = Flight()
+    flight.pilot.enable()
+    assert flight.step(5, **{STATE: None}) is None
+    assert flight.step() is not None
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*FAULTS, "late", "prompt", "disable", "reset"]), st.integers(1, 15)), max_size=8
+    )
+)
+def test_whatever_happens_no_command_jumps(story: list[tuple[str, int]]) -> None:
+    flight = Flight()
+    for event, steps in story:
+        flight.pilot.enable()
+        flight.worker.is_fast = event != "late"
+        if event in FAULTS:
+            stream, instead, _ = FAULTS[event]
+            flight.step(steps, **{stream: instead})
+        elif event == "prompt":
+            flight.pilot.prompt = "raise" if flight.pilot.prompt == "sway" else "sway"
+        elif event == "disable":
+            flight.pilot.disable()
+            flight.step(steps)
+        elif event == "reset":
+            flight.pilot.reset()
+        flight.worker.finish()
+        flight.step(steps)
+    flight.check_commands()
+
+
+def test_a_preview_is_what_will_be_commanded_and_ends_standing() -> None:
+    flight = flying()
+    while not flight.pilot.has_new_chunk:
+        flight.step()
+    preview = flight.pilot.preview(flight.now_ns / NS)
+    flight.worker.is_fast = False  # nothing new comes
+    for command in preview[1:]:
+        following = flight.step()
+        assert following is not None
+        assert np.allclose(following.positions, command.positions, atol=1e-5)
+    assert len(preview) >= flight.pilot.player.config.for_policy(16, 8).execution_horizon or 0
+    standing = flight.step()
+    assert standing is not None
+    assert np.array_equal(standing.positions, preview[-1].positions)
+    assert flight.pilot.preview(flight.now_ns / NS)[1:] == []
+
+
+@pytest.mark.parametrize("chunking", [ChunkingConfig("sync"), ChunkingConfig("ensemble"), ChunkingConfig("rtc")])
+def test_in_lock_step_it_commands_what_the_agent_does(chunking: ChunkingConfig) -> None:
+    flight = Flight(SwayingPolicy(), chunking, is_lock_step=True)
+    agent = Pi0Agent(SwayingPolicy(), chunking=chunking, safety=SafetyConfig())
+    flight.pilot.enable()
+    for step in range(40):
+        observation = {"images": dict.fromkeys(ARM6.cameras, PICTURE), "state": flight.pose, "prompt": "sway"}
+        assert lock_step(flight, step).tolist() == agent.get_action(observation).tolist()
+
+
+def lock_step(flight: Flight, step: int) -> np.ndarray:
+    """One answer, in a time that is counted in control periods."""
+    now_s, flight.clock_ns = step * ARM6.dt_s, 4 * NS + step * 50_000_000
+    for name in flight.inputs.streams:
+        flight.inputs.put(name, flight.message(name), flight.clock_ns, now_s)
+    command = flight.pilot.step(now_s, flight.clock_ns)
+    assert command is not None
+    flight.pose = command.positions
+    return command.positions
