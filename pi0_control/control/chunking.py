@@ -169,6 +169,11 @@ class ChunkPlayer:
         self._forecast = DelayForecast(first_delay, config.delay_memory)
         self.reset()
 
+    @property
+    def queued(self) -> int:
+        """Actions of the plan that are not played yet."""
+        return self._end - self._next
+
     def reset(self) -> None:
         """Forget everything; a chunk whose inference is under way will be refused."""
         self.reason = self._trouble = "no chunk yet"
