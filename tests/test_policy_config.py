@@ -1,0 +1,75 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from policy_parts import ARM6, TINY, make_policy
+
+from pi0_control.errors import CheckpointError, ConfigError
+from pi0_control.policy import (
+    Pi0Policy,
+    PolicyConfig,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def policy() -> Pi0Policy:
+    return make_policy(PolicyConfig.for_robot(ARM6, TINY, num_steps=3))
+
+
+@pytest.fixture(scope="module")
+def saved(policy: Pi0Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("policies") / "saved"
+    policy.save(directory)
+    return directory
+
+
+def test_config_round_trip(policy: Pi0Policy, tmp_path: Path) -> None:
+    config = dataclasses.replace(policy.config, provenance={"steps": 10, "data": "60 demonstrations, 4 tasks"})
+    config.save(tmp_path / "policy.json")
+    assert PolicyConfig.load(tmp_path / "policy.json") == config
+    assert "rtc_max_delay" not in config.to_dict()  # so that policies that are not trained for it stay as they were
+    config = dataclasses.replace(config, rtc_max_delay=3)
+    config.save(tmp_path / "policy.json")
+    assert PolicyConfig.load(tmp_path / "policy.json").rtc_max_delay == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format_version": 2}, "format_version 2 is unknown; expected 1"),
+        ({"format_version": None}, "format_version None"),
+        ({"extra": 1}, r"unknown keys \['extra'\]"),
+        ({"norm": "min_max"}, "'min_max'"),
+        ({"norm_eps": 0}, "above zero"),
+        ({"norm_eps": "small"}, "expected float"),
+        ({"num_steps": 2.5}, "expected int"),
+        ({"num_steps": 0}, "1 or more"),
+        ({"rtc_max_delay": 6}, "0 to 5"),
+        ({"execution_horizon": 7}, "1 to 6"),
+        ({"discrete_state_input": True}, "prompt_format 'pi0'"),
+        ({"discrete_state_input": 1}, "expected bool"),
+        ({"pad_state_in_prompt": True}, "needs discrete_state_input"),
+        ({"delta_mask": [True] * 6}, "expected 7 booleans"),
+        ({"delta_mask": [False] * 7}, "joint_delta"),
+        ({"delta_mask": "yes"}, "not a list"),
+        ({"action_space": "joint_absolute"}, "joint_absolute"),
+        ({"cameras": {"a": "base_0_rgb"}}, "num_cameras"),
+        ({"cameras": {"a": "base_0_rgb", "b": None, "c": "top"}}, "expected distinct cameras"),
+        ({"cameras": None}, "not an object"),
+        ({"optional_cameras": ["top"]}, "optional_cameras"),
+        ({"robot": {"name": "other"}}, "robot has"),
+        ({"model": {}}, "expected exactly the keys"),
+    ],
+)
+def test_a_config_is_strict(saved: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    values = json.loads((saved / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(CheckpointError, match=words):
+        PolicyConfig.load(tmp_path / "policy.json")
+    for key in values:
+        with pytest.raises(ConfigError, match=key):
+            PolicyConfig.from_dict({name: value for name, value in values.items() if name != key})
