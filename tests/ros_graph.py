@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-rclpy = pytest.importorskip(
-    "rclpy", reason="no rclpy: on Linux pip install 'pi0-control[ros]' brings it"
-)
+rclpy = pytest.importorskip("rclpy", reason="no rclpy: on Linux pip install 'pi0-control[ros]' brings it")
 
 from rclpy.context import Context  # noqa: E402  only where rclpy is
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
