@@ -92,8 +92,10 @@ class Pilot:
         return ""
 
     def disable(self) -> None:
-        """Brake; once the arm stands, command nothing."""
+        """Brake; once the arm stands, command nothing. In lock-step it stands already."""
         self.is_enabled = False
+        if self._is_lock_step:
+            self.command = None
 
     def reset(self, seed: int | None = None) -> str:
         """Clear a fault and begin an episode. Returns why not, empty if done.

@@ -1,0 +1,173 @@
+"""Every parameter of the policy node, declared once; a frozen, checked configuration made from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+
+from pi0_control.control import ChunkingConfig, SafetyConfig
+from pi0_control.control.chunking import OnNewPrompt, Strategy
+from pi0_control.errors import ConfigError
+from pi0_control.robot import RobotSpec
+
+OutputKind = Literal["joint_state", "positions", "trajectory"]
+STEPS, SECONDS = (0, 1000), (0.0, 3600.0)
+AT_SPEED = "in time at the velocity limit"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter.
+
+    Attributes:
+        default: its type is the parameter's.
+        description: with its unit.
+        bounds: lowest and highest value of a number.
+        choices: of a text.
+        is_live: may change at any time; the others only while the node is unconfigured.
+        none: the value that stands for None in the configuration.
+    """
+
+    default: str | bool | int | float
+    description: str
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    is_live: bool = False
+    none: float | None = None
+
+    def descriptor(self) -> ParameterDescriptor:
+        """As ROS shows it."""
+        descriptor = ParameterDescriptor(description=self.description)
+        if self.choices:
+            descriptor.additional_constraints = f"one of {', '.join(self.choices)}"
+        if isinstance(self.default, float) and self.bounds:
+            low, high = map(float, self.bounds)
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+        elif self.bounds:
+            low, high = self.bounds
+            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+        return descriptor
+
+
+def _seconds(default: float, description: str, none: float | None = None) -> Entry:
+    return Entry(default, f"{description} [s]", SECONDS, none=none)
+
+
+TABLE: dict[str, Entry] = {
+    "policy": Entry("mini", "a bundled policy, a policy directory, or hold, which stays where the arm is"),
+    "robot": Entry("", "a bundled robot or a YAML file; empty for the robot that the policy was made for"),
+    "device": Entry("cpu", "torch device, such as cpu or cuda"),
+    "dtype": Entry("float32", "of the network", choices=("float32", "bfloat16")),
+    "prompt": Entry("", "the instruction; without one the arm holds", is_live=True),
+    "seed": Entry(-1, "restarts the policy's noise at ~/reset; -1 lets it run on", (-1, 2**31 - 1), is_live=True),
+    "output": Entry("joint_state", "what is published", choices=get_args(OutputKind)),
+    "enabled": Entry(False, "whether the policy drives as soon as the node is active; else ~/enable says when"),
+    "autostart": Entry(False, "configure and activate when the process starts"),
+    "dry_run": Entry(False, "do everything but publish the commands"),
+    "lock_step": Entry(False, "answer every set of inputs of one stamp with one command of that stamp"),
+    "cameras": Entry("", "cameras to use, separated by blanks; empty for all of the robot's"),
+    "image_transport": Entry("raw", "the type of the images", choices=("raw", "compressed")),
+    "image_reliability": Entry("best_effort", "of the inputs' QoS", choices=("best_effort", "reliable")),
+    "max_skew_s": _seconds(0.2, "how far apart the cameras' stamps may be"),
+    "chunking.strategy": Entry("async", "how chunks are played", choices=get_args(Strategy)),
+    "chunking.execution_horizon": Entry(0, "actions of a chunk to play [steps]; 0 as the policy says", STEPS, none=0),
+    "chunking.on_new_prompt": Entry("drop", "what becomes of chunks of a former prompt", choices=get_args(OnNewPrompt)),
+    "chunking.ensemble_decay": Entry(0.01, "above 0, an ensemble favours old predictions", (-1.0, 100.0)),
+    "chunking.interpolation": Entry(1, "commands per action of the policy", (1, 100)),
+    "chunking.first_delay": Entry(-1, "first forecast of the delay [steps]; -1 the horizon", (-1, 1000), none=-1),
+    "chunking.delay_memory": Entry(10, "counted delays that a forecast is the maximum of", (1, 1000)),
+    "chunking.max_delay": Entry(-1, "most steps given to the policy as decided; -1 for any", (-1, 1000), none=-1),
+    "safety.acceleration_time_s": _seconds(0.1, "to the velocity limit, for joints without max_acceleration"),
+    "safety.max_elapsed_steps": Entry(2.0, "control periods that one command may make up for", (0.0, 100.0)),
+    "safety.max_jump_s": _seconds(0.3, f"how far from the measured pose a command may be, {AT_SPEED}"),
+    "safety.near_s": _seconds(0.05, f"what counts as near, {AT_SPEED}"),
+    "safety.soft_start_speed": Entry(0.25, "fraction of the velocity limits of a soft start", (0.0, 1.0)),
+    "safety.soft_start_after_s": _seconds(1.0, "a pause after which it starts softly"),
+    "safety.limit_margin_s": _seconds(0.05, f"how far outside its limits a joint may be, {AT_SPEED}"),
+    "safety.max_tracking_error_s": _seconds(0.2, f"how far the arm may be from its command, {AT_SPEED}"),
+    "safety.tracking_fault_s": _seconds(0.5, "for how long it may be further"),
+    "safety.max_state_age_s": _seconds(0.2, "the oldest that joint states may be"),
+    "safety.max_camera_age_s": _seconds(0.5, "the oldest that images may be"),
+    "safety.max_ahead_s": _seconds(0.05, "how far in the future a stamp may lie"),
+    "safety.max_inference_s": _seconds(2.0, "an inference that takes longer has failed"),
+    "safety.policy_fault_s": _seconds(5.0, "a policy that fails for longer is a fault"),
+}
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What the node is told; the fields are those of :data:`TABLE`.
+
+    Raises:
+        ConfigError: a value that does not exist or does not fit, by the name of its parameter.
+    """
+
+    policy: str
+    robot: str
+    device: str
+    dtype: str
+    prompt: str
+    seed: int
+    output: OutputKind
+    enabled: bool
+    autostart: bool
+    dry_run: bool
+    lock_step: bool
+    cameras: str
+    image_transport: str
+    image_reliability: str
+    max_skew_s: float
+    chunking: ChunkingConfig
+    safety: SafetyConfig
+
+    def __post_init__(self) -> None:
+        if self.lock_step and self.output != "joint_state":
+            raise ConfigError(f"Parameter output is {self.output!r}; expected 'joint_state' with lock_step.")
+
+    def cameras_of(self, robot: RobotSpec) -> tuple[str, ...]:
+        """Those to use, in the robot's order."""
+        names = self.cameras.split() or robot.cameras
+        if unknown := sorted({*names} - {*robot.cameras}):
+            raise ConfigError(f"Parameter cameras has {unknown}; robot {robot.name!r} has {list(robot.cameras)}.")
+        return tuple(name for name in robot.cameras if name in names)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "NodeConfig":
+        """From a value for every name in :data:`TABLE`."""
+        for name, entry in TABLE.items():
+            if entry.choices and values[name] not in entry.choices:
+                raise ConfigError(f"Parameter {name} is {values[name]!r}; expected one of {list(entry.choices)}.")
+        own = {entry.name: values[entry.name] for entry in fields(cls) if entry.name in TABLE}
+        safety = _group(SafetyConfig, "safety", values)
+        return cls(**own, chunking=_group(ChunkingConfig, "chunking", values), safety=safety)
+
+
+def _group(config: type, group: str, values: Mapping[str, Any]) -> Any:
+    """A frozen configuration from the parameters named after its fields."""
+    names = {entry.name: f"{group}.{entry.name}" for entry in fields(config) if f"{group}.{entry.name}" in TABLE}
+    given = {field: values[name] for field, name in names.items()}
+    try:
+        return config(**{field: None if given[field] == TABLE[names[field]].none else given[field] for field in given})
+    except ConfigError as error:
+        raise ConfigError(f"Parameters {group}.*: {error}") from error
+
+
+def declare(node: Node) -> None:
+    """Declare all of them.
+
+    Raises:
+        ConfigError: a value given from outside has the wrong type or is out of range.
+    """
+    for name, entry in TABLE.items():
+        try:
+            node.declare_parameter(name, entry.default, entry.descriptor())
+        except ParameterException as error:
+            raise ConfigError(f"Parameter {name}: {error}; expected {entry.description}.") from error
+
+
+def read(node: Node) -> NodeConfig:
+    """The configuration from what the parameters are now."""
+    return NodeConfig.from_values({name: node.get_parameter(name).value for name in TABLE})

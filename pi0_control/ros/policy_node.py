@@ -1,0 +1,365 @@
+"""policy_node: a policy behind the topics, services and life cycle of ROS 2."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from pi0_control.control import Safety
+from pi0_control.errors import ConfigError, Pi0Error
+from pi0_control.policy import HoldPolicy, Pi0Policy, Policy, RtcConfig
+from pi0_control.policy.memory import free_device_memory
+from pi0_control.robot import RobotSpec
+from pi0_control.ros import parameters
+from pi0_control.ros.control_loop import ControlLoop
+from pi0_control.ros.diagnostics import Diagnostics, driving
+from pi0_control.ros.inputs import STATE, Inputs
+from pi0_control.ros.lock_step import LockStep
+from pi0_control.ros.outputs import Output
+from pi0_control.ros.parameters import NodeConfig
+from pi0_control.ros.pilot import Pilot
+from pi0_control.types import Observation
+
+BRAKE_LIMIT_S = 2.0
+SPIN_S = 0.1  # how soon a signal is heeded
+NEVER_S = 1e9
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+LoadPolicy = Callable[[NodeConfig], Policy]
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+def load_policy(config: NodeConfig) -> Policy:
+    """The policy that the parameters name.
+
+    Raises:
+        ConfigError, CheckpointError: there is none, or it does not fit.
+    """
+    robot = RobotSpec.from_yaml(config.robot) if config.robot else None
+    if config.policy == "hold":
+        return HoldPolicy(robot or RobotSpec.from_yaml("arm6"))
+    rtc = RtcConfig("trained") if config.chunking.strategy == "rtc_trained" else None
+    return Pi0Policy.from_pretrained(config.policy, config.device, config.dtype, robot, rtc)
+
+
+@dataclass
+class _Rig:
+    """What configuring makes and cleaning up throws away; ``loop`` runs while the node is active."""
+
+    config: NodeConfig
+    pilot: Pilot
+    output: Output
+    lock_step: LockStep | None
+    worker: ThreadPoolExecutor
+    subscriptions: list[Subscription[Any]] = field(default_factory=list)
+    loop: ControlLoop | None = None
+    is_active: bool = False
+
+
+class PolicyNode(LifecycleNode):
+    """Configure: load, warm up, subscribe. Activate: drive, once enabled. Deactivate: brake. Clean up: free the memory.
+
+    Callbacks keep references to messages; inference has a thread, and so has the control loop, on a steady clock.
+
+    Args:
+        load: finds the policy.
+
+    Attributes:
+        error: why the last configuration failed.
+    """
+
+    def __init__(self, load: LoadPolicy = load_policy, **options: Any) -> None:
+        super().__init__("policy_node", **options)
+        self.error: Pi0Error | None = None
+        self._load = load
+        self._rig: _Rig | None = None
+        self._lock = threading.Lock()  # of the pilot
+        self._stands = threading.Event()  # nothing is commanded
+        self._state = ""
+        self._said = Diagnostics(self.get_fully_qualified_name())
+        parameters.declare(self)
+        self.add_on_set_parameters_callback(self._judge_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._prompt = self.create_publisher(String, "~/current_prompt", LATCHED)
+        self.create_subscription(String, "~/prompt", self._on_prompt, 1)
+        self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_timer(1.0, self._tell, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    # life cycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the policy, warm it up, subscribe."""
+        self.error = None
+        with self._errors_told():
+            try:
+                self._rig = self._configured()
+            except Pi0Error as error:
+                self.error = error
+                self.get_logger().error(str(error))
+                return FAILURE
+        self._prompt.publish(String(data=self._rig.pilot.prompt))
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Drive, if enabled."""
+        rig = self._rig
+        assert rig is not None
+        super().on_activate(state)
+        rig.is_active = True
+        if rig.config.enabled:
+            rig.pilot.enable()
+        if rig.lock_step is None:
+            rig.loop = ControlLoop(rig.pilot.period_s, self._tick)
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Brake, then be silent."""
+        self._brake()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give everything back."""
+        rig, self._rig = self._rig, None
+        if rig is not None:
+            for subscription in rig.subscriptions:
+                self.destroy_subscription(subscription)
+            self.destroy_lifecycle_publisher(rig.output.publisher)
+            rig.worker.shutdown(wait=False, cancel_futures=True)
+            del rig
+            free_device_memory()
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Brake and give everything back."""
+        self._brake()
+        return self.on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a transition that went wrong the node is unconfigured."""
+        return self.on_shutdown(state)
+
+    @contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        """Log what rclpy would swallow."""
+        try:
+            yield
+        except Exception as error:
+            self.get_logger().error(f"{type(error).__name__}: {error}")
+            raise
+
+    def _configured(self) -> _Rig:
+        config = parameters.read(self)
+        policy = self._load(config)
+        robot = policy.robot
+        cameras = config.cameras_of(robot)
+        limits = config.safety
+        if config.dry_run:  # an arm that is told nothing cannot follow
+            limits = replace(limits, tracking_fault_s=NEVER_S)
+        inputs = Inputs(robot, cameras, limits, config.max_skew_s)
+        worker = ThreadPoolExecutor(1, "inference")
+        safety = Safety(robot, limits, cameras)
+        pilot = Pilot(policy, inputs, config.chunking, safety, worker, config.lock_step)
+        pilot.prompt = config.prompt
+        worker.submit(_warm_up, policy, cameras).result()
+        lock_step = LockStep(pilot) if config.lock_step else None
+        rig = _Rig(config, pilot, Output(self, config.output, robot), lock_step, worker)
+        rig.subscriptions = self._subscribe(config, cameras)
+        return rig
+
+    def _subscribe(self, config: NodeConfig, cameras: tuple[str, ...]) -> list[Subscription[Any]]:
+        is_raw = config.image_transport == "raw"
+        kind, topic = (Image, "image_raw") if is_raw else (CompressedImage, "image_raw/compressed")
+        reliability = "reliable" if config.lock_step else config.image_reliability
+        qos = QoSProfile(depth=1, reliability=QoSReliabilityPolicy[reliability.upper()])
+        overridable = QoSOverridingOptions.with_default_policies()
+        streams: list[tuple[Any, str, str]] = [(JointState, "joint_states", STATE)]
+        streams += [(kind, f"{camera}/{topic}", camera) for camera in cameras]
+        return [
+            self.create_subscription(
+                kind, topic, partial(self._on_message, name), qos, qos_overriding_options=overridable
+            )
+            for kind, topic, name in streams
+        ]
+
+    def _brake(self) -> None:
+        rig = self._rig
+        if rig is None or not rig.is_active:
+            return
+        with self._lock:
+            rig.pilot.disable()
+            self._stands.clear()
+        if rig.loop is not None:
+            self._stands.wait(BRAKE_LIMIT_S)
+            rig.loop.stop()
+        rig.loop, rig.is_active = None, False
+        self._tell()
+
+    # messages and time
+
+    def _on_message(self, name: str, message: Any) -> None:
+        rig = self._rig
+        if rig is None:
+            return
+        if rig.lock_step is None:
+            rig.pilot.inputs.put(name, message, self.get_clock().now().nanoseconds, time.monotonic())
+        elif rig.is_active and (answer := rig.lock_step.put(name, message)):
+            self._send(rig, *answer)
+            self._note_state(rig)
+
+    def _tick(self, now_s: float) -> None:
+        """One command period, on the loop's thread."""
+        rig = self._rig
+        assert rig is not None
+        clock_ns = self.get_clock().now().nanoseconds
+        with self._lock:
+            command = rig.pilot.step(now_s, clock_ns)
+            if command is None:
+                self._stands.set()
+            else:
+                self._stands.clear()
+                self._send(rig, command, clock_ns)
+            has_changed = self._note_state(rig)
+        if has_changed:
+            self._tell()
+
+    def _send(self, rig: _Rig, command: Any, stamp_ns: int) -> None:
+        if not rig.config.dry_run:
+            rig.output.send(rig.pilot, command, stamp_ns)
+
+    def _note_state(self, rig: _Rig) -> bool:
+        """Whether it drives in another way than before; the log says so."""
+        _, state, reason = driving(rig.pilot)
+        if state == self._state:
+            return False
+        self._state = state
+        words = f"{state}: {reason}" if reason else state
+        if state == "fault":
+            self.get_logger().error(words)
+        elif state == "holding":
+            self.get_logger().warning(words)
+        else:
+            self.get_logger().info(words)
+        return True
+
+    def _tell(self) -> None:
+        """Publish the diagnostics; an error of the control loop ends the node."""
+        rig = self._rig
+        if rig is None:
+            return
+        if rig.loop is not None and rig.loop.failure is not None:
+            raise rig.loop.failure
+        now_s, clock_ns = time.monotonic(), self.get_clock().now().nanoseconds
+        with self._lock:
+            message = self._said.message(rig.pilot, rig.loop, now_s, clock_ns)
+        self._diagnostics.publish(message)
+
+    # people
+
+    def _on_prompt(self, message: String) -> None:
+        if message.data != self.get_parameter("prompt").value:
+            self.set_parameters([Parameter("prompt", value=message.data)])
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        rig = self._rig
+        if rig is None or not rig.is_active:
+            response.message = "the node is not active"
+        elif request.data:
+            with self._lock:
+                response.message = rig.pilot.enable()
+        else:
+            with self._lock:
+                rig.pilot.disable()
+        response.success = not response.message
+        return response
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        rig = self._rig
+        if rig is None:
+            response.message = "the node is not configured"
+        else:
+            seed = self.get_parameter("seed").value
+            with self._lock:
+                response.message = rig.pilot.reset(None if seed < 0 else seed)
+            if rig.lock_step is not None and not response.message:
+                rig.lock_step.restart()
+        response.success = not response.message
+        return response
+
+    def _judge_parameters(self, changes: list[Parameter[Any]]) -> SetParametersResult:
+        fixed = [
+            change.name
+            for change in changes
+            if self._rig is not None and (entry := parameters.TABLE.get(change.name)) and not entry.is_live
+        ]
+        reason = f"{', '.join(fixed)} can be changed only while the node is unconfigured" if fixed else ""
+        return SetParametersResult(successful=not fixed, reason=reason)
+
+    def _apply_parameters(self, changes: list[Parameter[Any]]) -> None:
+        for change in changes:
+            if change.name == "prompt" and self._rig is not None:
+                self._rig.pilot.prompt = change.value
+                self._prompt.publish(String(data=change.value))
+
+
+def _warm_up(policy: Policy, cameras: tuple[str, ...]) -> None:
+    """The first inference takes longest; nothing is done with it."""
+    images = {name: np.zeros((480, 640, 3), np.uint8) for name in cameras}
+    policy.infer(Observation(images, policy.robot.home, "warm up"))
+
+
+def main(args: list[str] | None = None, load: LoadPolicy = load_policy) -> None:
+    """Run the node until SIGINT or SIGTERM; then the arm brakes first.
+
+    Raises:
+        Pi0Error: a parameter is not as expected, or the node was to start by itself and cannot.
+    """
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    is_over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: is_over.set())
+    try:
+        _spin(PolicyNode(load), is_over)
+    finally:
+        rclpy.try_shutdown()
+
+
+def _spin(node: PolicyNode, is_over: threading.Event) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if node.get_parameter("autostart").value:
+            if node.trigger_configure() != SUCCESS:
+                raise node.error or ConfigError("The node could not be configured; its log says why.")
+            node.trigger_activate()
+        while not is_over.is_set():
+            executor.spin_once(timeout_sec=SPIN_S)
+    finally:
+        node.trigger_shutdown()
+        executor.shutdown()
+        node.destroy_node()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A robot on topics: goes where it is sent, looks at nothing, and fails as it is told."""
+
+import time
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image, JointState
+
+from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.inputs import STATE
+from tests.swaying_policy import ARM6
+
+PICTURE = np.zeros((48, 64, 3), np.uint8)
+
+
+class Robot(Node):
+    """Three cameras at 20 Hz, joint states and the clock at 100 Hz, on a steady clock that the test may set.
+
+    Attributes:
+        instead: what a stream sends: None, a message, or what makes one of the good one.
+        commands: every one that came, positions [7] by stamp [ns].
+        diagnostics: the newest status of each part of the policy node, and every sentence it has ever said.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__("robot", context=context, start_parameter_services=False)
+        self.instead: dict[str, Any] = {}
+        self.pose = ARM6.home.copy()
+        self.offset_ns = 1000 * NS
+        self.commands: list[tuple[int, np.ndarray]] = []
+        self.diagnostics: dict[str, Any] = {}
+        self.sentences: set[str] = set()
+        self._time = self.create_publisher(Clock, "/clock", 1)
+        self.publish_cameras()
+        self._joint_states = self.create_publisher(JointState, "joint_states", 1)
+        self.create_subscription(JointState, "joint_commands", self._on_command, 1000)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 1000)
+        self.create_timer(0.01, self._send_joints)
+        self.create_timer(0.05, self._send_images)
+
+    def publish_cameras(self) -> None:
+        """Anew, if they were destroyed."""
+        self.cameras = {name: self.create_publisher(Image, f"{name}/image_raw", 1) for name in ARM6.cameras}
+
+    def destroy_cameras(self) -> None:
+        """As a driver that has died."""
+        for publisher in self.cameras.values():
+            self.destroy_publisher(publisher)
+        self.cameras = {}
+
+    @property
+    def now_ns(self) -> int:
+        """The robot's time."""
+        return time.monotonic_ns() % (1000 * NS) + self.offset_ns
+
+    def state(self, part: str = "control") -> dict[str, str]:
+        """What the node says of itself."""
+        status = self.diagnostics.get(part)
+        return {} if status is None else {pair.key: pair.value for pair in status.values}
+
+    def message(self, part: str = "control") -> str:
+        """In one sentence."""
+        return self.diagnostics[part].message if part in self.diagnostics else ""
+
+    def check_commands(self) -> None:
+        """Nothing outside limits, no jump: less than the velocity limits allow in the time between two commands."""
+        stamps_ns = np.array([stamp_ns for stamp_ns, _ in self.commands])
+        positions = np.array([positions for _, positions in self.commands])
+        assert len(positions) > 10
+        assert (positions >= ARM6.lower).all()
+        assert (positions <= ARM6.upper).all()
+        elapsed_s = np.maximum(np.diff(stamps_ns) / NS, 0.0) + 2 * ARM6.dt_s
+        assert (np.abs(np.diff(positions, axis=0)) <= ARM6.max_velocity * elapsed_s[:, None]).all()
+
+    def _send_joints(self) -> None:
+        stamp_ns = self.now_ns
+        self._time.publish(Clock(clock=to_stamp(stamp_ns)))
+        self._send(STATE, self._joint_states, joint_state_message(self.pose, ARM6.joint_names, stamp_ns))
+
+    def _send_images(self) -> None:
+        for name, publisher in self.cameras.items():
+            self._send(name, publisher, image_message(PICTURE, self.now_ns))
+
+    def _send(self, name: str, publisher: Any, good: Any) -> None:
+        message = self.instead.get(name, good)
+        message = message(good) if callable(message) else message
+        if message is not None:
+            publisher.publish(message)
+
+    def _on_command(self, message: JointState) -> None:
+        self.pose = joint_positions(message, ARM6.joint_names)
+        self.commands.append((to_ns(message.header.stamp), self.pose))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.diagnostics[status.name.split(": ")[-1]] = status
+            self.sentences.add(status.message)

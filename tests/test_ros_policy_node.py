@@ -1,0 +1,167 @@
+"""The managed node in a process of its own: life cycle, services, parameters, outputs, diagnostics."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
+
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from pi0_control.ros.parameters import TABLE
+from tests.ros_graph import Probe, Process, ros_context
+from tests.ros_robot import Robot
+from tests.swaying_policy import ARM6
+
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+NODE = "/policy_node"
+
+
+class Bench:
+    """A robot, a probe and the node in another process."""
+
+    def __init__(self, context: Any, log: Path, *parameters: str) -> None:
+        self.probe = Probe(context)
+        self.robot = Robot(context)
+        self.probe.add(self.robot)
+        self.prompts = self.probe.listen(String, f"{NODE}/current_prompt", LATCHED)
+        given = [word for parameter in ("use_sim_time:=true", *parameters) for word in ("-p", parameter)]
+        self.process = Process(["-m", "tests.ros_policy_process", "--ros-args", *given], log)
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.probe.call(ChangeState, f"{NODE}/change_state", request).success
+
+    def enable(self, is_enabled: bool = True) -> str:
+        return self.probe.call(SetBool, f"{NODE}/enable", SetBool.Request(data=is_enabled)).message
+
+    def reset(self) -> str:
+        return self.probe.call(Trigger, f"{NODE}/reset").message
+
+    def set(self, name: str, value: Any) -> str:
+        kind, field = {
+            str: (ParameterType.PARAMETER_STRING, "string_value"),
+            int: (ParameterType.PARAMETER_INTEGER, "integer_value"),
+        }[type(value)]
+        parameter = Parameter(name=name, value=ParameterValue(**{"type": kind, field: value}))
+        request = SetParameters.Request(parameters=[parameter])
+        return self.probe.call(SetParameters, f"{NODE}/set_parameters", request).results[0].reason
+
+    def until_state(self, state: str) -> None:
+        self.probe.until(lambda: self.robot.state().get("state") == state, f"{state}; it is {self.robot.message()}")
+
+    def close(self) -> None:
+        self.process.end()
+        self.robot.destroy_node()
+        self.probe.close()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with ros_context() as context:
+        bench = Bench(context, tmp_path_factory.mktemp("node") / "log.txt", "prompt:=sway")
+        yield bench
+        bench.close()
+
+
+def test_it_drives_only_while_active_and_enabled(bench: Bench) -> None:
+    robot, probe = bench.robot, bench.probe
+    assert bench.enable() == "the node is not active"
+    assert bench.change(Transition.TRANSITION_CONFIGURE)
+    assert bench.change(Transition.TRANSITION_ACTIVATE)
+    bench.until_state("disabled")
+    probe.until(lambda: robot.message("inputs") == "fresh", "inputs")
+    assert robot.commands == []
+    assert bench.enable() == ""
+    bench.until_state("tracking")
+    probe.until(lambda: np.abs(robot.pose - ARM6.home).max() > 0.3, "a motion")
+    assert "disable first" in bench.reset()
+    assert bench.enable(False) == ""
+    bench.until_state("disabled")
+    count = len(robot.commands)
+    for _ in range(2):  # that the next diagnostics come is time enough for a command
+        robot.diagnostics.clear()
+        bench.until_state("disabled")
+    assert len(robot.commands) == count
+    assert bench.reset() == ""
+    assert bench.enable() == ""
+    bench.until_state("tracking")
+    robot.check_commands()
+
+
+def test_deactivating_in_mid_motion_brakes_and_activating_goes_on_from_there(bench: Bench) -> None:
+    robot = bench.robot
+    assert bench.change(Transition.TRANSITION_DEACTIVATE)
+    bench.until_state("disabled")
+    robot.check_commands()
+    robot.pose = found = np.clip(robot.pose + np.float32(0.1), ARM6.lower, ARM6.upper)  # moved by hand
+    robot.commands.clear()
+    assert bench.change(Transition.TRANSITION_ACTIVATE)
+    assert bench.enable() == ""
+    bench.until_state("tracking")
+    assert np.abs(robot.commands[0][1] - found).max() < 0.05
+    bench.probe.until(lambda: len(robot.commands) > 20, "commands")
+    robot.check_commands()
+
+
+def test_the_diagnostics_have_the_whole_budget(bench: Bench) -> None:
+    robot, probe = bench.robot, bench.probe
+    probe.until(lambda: float(robot.state("inputs").get("base_0_rgb rate_hz", 0)) > 1, "a rate")
+    assert {"queued_actions", "seam_jump", "holds", "missed_deadlines", "jitter_p99_ms", "delay_steps"} <= {
+        *robot.state()
+    }
+    assert {"preprocess_ms", "prefix_ms", "denoise_ms", "inference_ms", "peak_memory_mb"} <= {*robot.state("policy")}
+    for stream in ("state", *ARM6.cameras):
+        assert 0 <= float(robot.state("inputs")[f"{stream} age_ms"]) < 1000
+    assert float(robot.state("policy")["peak_memory_mb"]) > 50
+    assert robot.diagnostics["control"].name == f"{NODE}: control"
+    assert robot.diagnostics["control"].hardware_id == "arm6"
+
+
+def test_a_prompt_is_a_parameter_and_a_topic_and_is_echoed(bench: Bench) -> None:
+    probe = bench.probe
+    probe.until(lambda: bench.prompts and bench.prompts[-1].data == "sway", "the prompt of the start")
+    probe.publish(f"{NODE}/prompt", String(data="sway more"))
+    probe.until(lambda: bench.prompts[-1].data == "sway more", "an echo")
+    request = GetParameters.Request(names=["prompt"])
+    values = probe.call(GetParameters, f"{NODE}/get_parameters", request).values
+    assert values[0].string_value == "sway more"
+    assert bench.set("prompt", "") == ""
+    probe.until(lambda: bench.robot.message() == "there is no prompt", "a hold")
+    assert bench.set("prompt", "sway") == ""
+    bench.until_state("tracking")
+
+
+def test_parameters_are_described_and_change_only_where_it_is_safe(bench: Bench) -> None:
+    names = bench.probe.call(ListParameters, f"{NODE}/list_parameters").result.names
+    assert {*TABLE} <= {*names}
+    request = DescribeParameters.Request(names=list(TABLE))
+    descriptors = bench.probe.call(DescribeParameters, f"{NODE}/describe_parameters", request).descriptors
+    assert all(descriptor.description for descriptor in descriptors)
+    assert bench.set("policy", "mini") == "policy can be changed only while the node is unconfigured"
+    assert bench.set("seed", 5) == ""
+
+
+def test_cleaning_up_lets_everything_be_configured_anew(bench: Bench) -> None:
+    robot, probe = bench.robot, bench.probe
+    assert bench.change(Transition.TRANSITION_DEACTIVATE)
+    assert bench.change(Transition.TRANSITION_CLEANUP)
+    probe.until(lambda: not robot.cameras["base_0_rgb"].get_subscription_count(), "no subscriber")
+    assert bench.set("output", "nonsense") == ""
+    assert not bench.change(Transition.TRANSITION_CONFIGURE)
+    assert "Parameter output is 'nonsense'; expected one of ['joint_state'" in bench.process.output
+    assert bench.set("output", "joint_state") == ""
+    assert bench.change(Transition.TRANSITION_CONFIGURE)
+    assert bench.change(Transition.TRANSITION_ACTIVATE)
+    assert bench.enable() == ""
+    bench.until_state("tracking")
+    robot.check_commands()
