@@ -31,6 +31,7 @@ class Robot(Node):
         self.instead: dict[str, Any] = {}
         self.pose = ARM6.home.copy()
         self.offset_ns = 1000 * NS
+        self.is_clock_running = True
         self.commands: list[tuple[int, np.ndarray]] = []
         self.diagnostics: dict[str, Any] = {}
         self.sentences: set[str] = set()
@@ -78,7 +79,8 @@ class Robot(Node):
 
     def _send_joints(self) -> None:
         stamp_ns = self.now_ns
-        self._time.publish(Clock(clock=to_stamp(stamp_ns)))
+        if self.is_clock_running:
+            self._time.publish(Clock(clock=to_stamp(stamp_ns)))
         self._send(STATE, self._joint_states, joint_state_message(self.pose, ARM6.joint_names, stamp_ns))
 
     def _send_images(self) -> None:

@@ -1,8 +1,6 @@
 """The managed node in a process of its own: life cycle, services, parameters, outputs, diagnostics."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,59 +8,13 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
 from std_msgs.msg import String
-from std_srvs.srv import SetBool, Trigger
 
 from pi0_control.ros.parameters import TABLE
-from tests.ros_graph import Probe, Process, ros_context
-from tests.ros_robot import Robot
+from tests.ros_bench import NODE, Bench
+from tests.ros_graph import ros_context
 from tests.swaying_policy import ARM6
-
-LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
-NODE = "/policy_node"
-
-
-class Bench:
-    """A robot, a probe and the node in another process."""
-
-    def __init__(self, context: Any, log: Path, *parameters: str) -> None:
-        self.probe = Probe(context)
-        self.robot = Robot(context)
-        self.probe.add(self.robot)
-        self.prompts = self.probe.listen(String, f"{NODE}/current_prompt", LATCHED)
-        given = [word for parameter in ("use_sim_time:=true", *parameters) for word in ("-p", parameter)]
-        self.process = Process(["-m", "tests.ros_policy_process", "--ros-args", *given], log)
-
-    def change(self, transition: int) -> bool:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return self.probe.call(ChangeState, f"{NODE}/change_state", request).success
-
-    def enable(self, is_enabled: bool = True) -> str:
-        return self.probe.call(SetBool, f"{NODE}/enable", SetBool.Request(data=is_enabled)).message
-
-    def reset(self) -> str:
-        return self.probe.call(Trigger, f"{NODE}/reset").message
-
-    def set(self, name: str, value: Any) -> str:
-        kind, field = {
-            str: (ParameterType.PARAMETER_STRING, "string_value"),
-            int: (ParameterType.PARAMETER_INTEGER, "integer_value"),
-        }[type(value)]
-        parameter = Parameter(name=name, value=ParameterValue(**{"type": kind, field: value}))
-        request = SetParameters.Request(parameters=[parameter])
-        return self.probe.call(SetParameters, f"{NODE}/set_parameters", request).results[0].reason
-
-    def until_state(self, state: str) -> None:
-        self.probe.until(lambda: self.robot.state().get("state") == state, f"{state}; it is {self.robot.message()}")
-
-    def close(self) -> None:
-        self.process.end()
-        self.robot.destroy_node()
-        self.probe.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""policy_node in a process of its own, a robot that it drives, and what a person does with it."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from tests.ros_graph import Probe, Process
+from tests.ros_robot import Robot
+
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+NODE = "/policy_node"
+
+
+class Bench:
+    """A robot, a probe and the node in another process."""
+
+    def __init__(self, context: Any, log: Path, *parameters: str) -> None:
+        self.probe = Probe(context)
+        self.robot = Robot(context)
+        self.probe.add(self.robot)
+        self.prompts = self.probe.listen(String, f"{NODE}/current_prompt", LATCHED)
+        given = [word for parameter in ("use_sim_time:=true", *parameters) for word in ("-p", parameter)]
+        self._start = lambda: Process(["-m", "tests.ros_policy_process", "--ros-args", *given], log)
+        self.process = self._start()
+
+    def restart(self) -> None:
+        """Another process, after the one before has ended."""
+        self.robot.diagnostics.clear()
+        self.process = self._start()
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.probe.call(ChangeState, f"{NODE}/change_state", request).success
+
+    def enable(self, is_enabled: bool = True) -> str:
+        return self.probe.call(SetBool, f"{NODE}/enable", SetBool.Request(data=is_enabled)).message
+
+    def reset(self) -> str:
+        return self.probe.call(Trigger, f"{NODE}/reset").message
+
+    def set(self, name: str, value: Any) -> str:
+        kind, field = {
+            str: (ParameterType.PARAMETER_STRING, "string_value"),
+            int: (ParameterType.PARAMETER_INTEGER, "integer_value"),
+        }[type(value)]
+        parameter = Parameter(name=name, value=ParameterValue(**{"type": kind, field: value}))
+        request = SetParameters.Request(parameters=[parameter])
+        return self.probe.call(SetParameters, f"{NODE}/set_parameters", request).results[0].reason
+
+    def until_state(self, state: str) -> None:
+        self.probe.until(lambda: self.robot.state().get("state") == state, f"{state}; it is {self.robot.message()}")
+
+    def until_holding(self, words: str) -> None:
+        """The arm holds for this reason, and stands."""
+        robot = self.robot
+        self.probe.until(
+            lambda: robot.state().get("state") == "holding" and words in robot.message(),
+            f"holding, {words!r}; it is {robot.state().get('state')}, {robot.message()!r}",
+        )
+        self.until_standing()
+
+    def until_standing(self) -> None:
+        """Some commands that say the same."""
+        count = len(self.robot.commands)
+        self._until_commands(count + 2, lambda span: not span[-5:].any(), "commands to stand")
+
+    def until_moving(self) -> None:
+        """The policy drives, and the arm goes on."""
+        self.until_state("tracking")
+        count = len(self.robot.commands)
+        self._until_commands(count, lambda span: span[count:].sum() > 0.02, "commands to move")
+
+    def _until_commands(self, count: int, condition: Callable[[np.ndarray], object], what: str) -> None:
+        """At least five more; the condition is on the largest step of each command."""
+
+        def is_so() -> bool:
+            positions = np.array([positions for _, positions in self.robot.commands])
+            return len(positions) > count + 5 and bool(condition(np.abs(np.diff(positions, axis=0)).max(axis=1)))
+
+        self.probe.until(is_so, f"{what}; it says {self.robot.message()!r}")
+
+    def close(self) -> None:
+        self.process.end(signal.SIGTERM)
+        self.robot.destroy_node()
+        self.probe.close()
