@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
-from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
 from pi0_control.ros.conversions import NS, joint_state_message, to_stamp
 from pi0_control.ros.inputs import STATE
-from tests.ros_flight import PICTURE, Flight
-from tests.swaying_policy import ARM6, SwayingPolicy
+from tests.ros_flight import Flight
+from tests.swaying_policy import ARM6
 
 CAMERA = ARM6.cameras[0]
 
@@ -285,24 +284,3 @@ def test_a_preview_is_what_will_be_commanded_and_ends_standing() -> None:
     assert standing is not None
     assert np.array_equal(standing.positions, preview[-1].positions)
     assert flight.pilot.preview(flight.now_ns / NS)[1:] == []
-
-
-@pytest.mark.parametrize("chunking", [ChunkingConfig("sync"), ChunkingConfig("ensemble"), ChunkingConfig("rtc")])
-def test_in_lock_step_it_commands_what_the_agent_does(chunking: ChunkingConfig) -> None:
-    flight = Flight(SwayingPolicy(), chunking, is_lock_step=True)
-    agent = Pi0Agent(SwayingPolicy(), chunking=chunking, safety=SafetyConfig())
-    flight.pilot.enable()
-    for step in range(40):
-        observation = {"images": dict.fromkeys(ARM6.cameras, PICTURE), "state": flight.pose, "prompt": "sway"}
-        assert lock_step(flight, step).tolist() == agent.get_action(observation).tolist()
-
-
-def lock_step(flight: Flight, step: int) -> np.ndarray:
-    """One answer, in a time that is counted in control periods."""
-    now_s, flight.clock_ns = step * ARM6.dt_s, 4 * NS + step * 50_000_000
-    for name in flight.inputs.streams:
-        flight.inputs.put(name, flight.message(name), flight.clock_ns, now_s)
-    command = flight.pilot.step(now_s, flight.clock_ns)
-    assert command is not None
-    flight.pose = command.positions
-    return command.positions

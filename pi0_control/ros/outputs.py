@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -32,8 +32,8 @@ class Output:
 
     def __init__(self, node: LifecycleNode, kind: OutputKind, robot: RobotSpec) -> None:
         message_type, topic = TOPICS[kind]
-        qos = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
-        self.publisher = node.create_lifecycle_publisher(message_type, topic, qos)
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+        self.publisher: LifecyclePublisher[Any] = node.create_lifecycle_publisher(message_type, topic, qos)
         self._kind, self._robot = kind, robot
         self._announced: list[Command] = []
 

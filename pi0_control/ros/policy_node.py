@@ -18,7 +18,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
@@ -44,7 +44,7 @@ from pi0_control.types import Observation
 BRAKE_LIMIT_S = 2.0
 SPIN_S = 0.1  # how soon a signal is heeded
 NEVER_S = 1e9
-LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 LoadPolicy = Callable[[NodeConfig], Policy]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -86,11 +86,13 @@ class PolicyNode(LifecycleNode):
 
     Attributes:
         error: why the last configuration failed.
+        is_over: set once the node is shut down, which the life cycle allows once.
     """
 
     def __init__(self, load: LoadPolicy = load_policy, **options: Any) -> None:
         super().__init__("policy_node", **options)
         self.error: Pi0Error | None = None
+        self.is_over = threading.Event()
         self._load = load
         self._rig: _Rig | None = None
         self._lock = threading.Lock()  # of the pilot
@@ -152,13 +154,14 @@ class PolicyNode(LifecycleNode):
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Brake and give everything back."""
-        self._brake()
-        return self.on_cleanup(state)
+        """Brake and give everything back; the process ends."""
+        self.is_over.set()
+        return self.on_error(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After a transition that went wrong the node is unconfigured."""
-        return self.on_shutdown(state)
+        """Brake and give everything back; after a transition that went wrong the node is unconfigured."""
+        self._brake()
+        return self.on_cleanup(state)
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
@@ -192,7 +195,7 @@ class PolicyNode(LifecycleNode):
         is_raw = config.image_transport == "raw"
         kind, topic = (Image, "image_raw") if is_raw else (CompressedImage, "image_raw/compressed")
         reliability = "reliable" if config.lock_step else config.image_reliability
-        qos = QoSProfile(depth=1, reliability=QoSReliabilityPolicy[reliability.upper()])
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()])
         overridable = QoSOverridingOptions.with_default_policies()
         streams: list[tuple[Any, str, str]] = [(JointState, "joint_states", STATE)]
         streams += [(kind, f"{camera}/{topic}", camera) for camera in cameras]
@@ -336,16 +339,17 @@ def main(args: list[str] | None = None, load: LoadPolicy = load_policy) -> None:
         Pi0Error: a parameter is not as expected, or the node was to start by itself and cannot.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    is_over = threading.Event()
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: is_over.set())
+        signal.signal(number, lambda number, _: signals.append(number))
     try:
-        _spin(PolicyNode(load), is_over)
+        _spin(PolicyNode(load), signals)
     finally:
         rclpy.try_shutdown()
 
 
-def _spin(node: PolicyNode, is_over: threading.Event) -> None:
+def _spin(node: PolicyNode, signals: list[int]) -> None:
+    """Until there is a signal or the node is shut down."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
@@ -353,10 +357,11 @@ def _spin(node: PolicyNode, is_over: threading.Event) -> None:
             if node.trigger_configure() != SUCCESS:
                 raise node.error or ConfigError("The node could not be configured; its log says why.")
             node.trigger_activate()
-        while not is_over.is_set():
+        while not (signals or node.is_over.is_set()):
             executor.spin_once(timeout_sec=SPIN_S)
     finally:
-        node.trigger_shutdown()
+        if not node.is_over.is_set():
+            node.trigger_shutdown()
         executor.shutdown()
         node.destroy_node()
 
