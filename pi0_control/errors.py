@@ -6,6 +6,8 @@
     ├── CheckpointError     a policy directory or weight file that is missing, corrupt or partial
     │   └── RobotMismatchError   the policy was made for another robot
     ├── DatasetError        a dataset that cannot be read or does not fit
+    ├── FrameError          bytes that are not a message between a policy server and its client
+    ├── RemoteError         a policy server that cannot be reached, is late, fails or is not the one expected
     └── RenderError         MuJoCo cannot render off-screen on this machine
 
 Each message is one sentence that says what was got, what was expected and what is available.
@@ -34,6 +36,14 @@ class RobotMismatchError(CheckpointError):
 
 class DatasetError(Pi0Error):
     """A dataset that cannot be read or does not fit."""
+
+
+class FrameError(Pi0Error):
+    """Bytes that are not a message between a policy server and its client."""
+
+
+class RemoteError(Pi0Error):
+    """A policy server that cannot be reached, is late, fails or is not the one expected."""
 
 
 class RenderError(Pi0Error):

@@ -19,7 +19,7 @@ ROOMS = {
     "gymnasium": ("pi0_control/control/agent.py", "pi0_control/control/mapping.py", "sims/"),
     "mujoco": ("sims/",),
     **dict.fromkeys(ROS.split(), ("pi0_control/ros/",)),
-    "websockets": ("pi0_control/serving/",),
+    **dict.fromkeys(("msgpack", "websockets"), ("pi0_control/serving/",)),
 }
 
 
