@@ -1,7 +1,7 @@
 """PolicyConfig: everything about a policy that its tensors cannot tell, and ``policy.json`` that holds it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -109,16 +109,7 @@ class PolicyConfig:
         Raises:
             RobotMismatchError: says what differs.
         """
-        differences = _robot_differences(self.robot, robot)
-        missing = [name for name in self.required_cameras if name not in robot.cameras]
-        if missing:
-            differences.append(f"it looks through cameras {missing} and the robot has {list(robot.cameras)}")
-        if differences:
-            raise RobotMismatchError(
-                f"The policy was made for robot {self.robot.name!r} and does not fit {robot.name!r}: "
-                + "; ".join(differences)
-                + "."
-            )
+        check_robot(self.robot, robot, self.required_cameras)
 
     @property
     def required_cameras(self) -> tuple[str, ...]:
@@ -223,6 +214,20 @@ class PolicyConfig:
         _require(
             set(self.optional_cameras) < set(used),
             f"optional_cameras are {list(self.optional_cameras)}; expected some, not all, of {used}.",
+        )
+
+
+def check_robot(made_for: RobotSpec, robot: RobotSpec, required_cameras: Sequence[str]) -> None:
+    """What :meth:`PolicyConfig.check_robot` does, where there is only the robot a policy was made for."""
+    differences = _robot_differences(made_for, robot)
+    missing = [name for name in required_cameras if name not in robot.cameras]
+    if missing:
+        differences.append(f"it looks through cameras {missing} and the robot has {list(robot.cameras)}")
+    if differences:
+        raise RobotMismatchError(
+            f"The policy was made for robot {made_for.name!r} and does not fit {robot.name!r}: "
+            + "; ".join(differences)
+            + "."
         )
 
 
