@@ -9,11 +9,18 @@ import tyro
 from pi0_control.cli.evaluate import evaluate
 from pi0_control.cli.inspect import inspect
 from pi0_control.cli.record import record
+from pi0_control.cli.ros import ros, split
 from pi0_control.cli.train import train
 from pi0_control.errors import Pi0Error
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"eval": evaluate, "inspect": inspect, "record": record, "train": train}
-EXTRA_OF = {"pyarrow": "train", "tensorboard": "train"}
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {
+    "eval": evaluate,
+    "inspect": inspect,
+    "record": record,
+    "ros": ros,
+    "train": train,
+}
+EXTRA_OF = {"pyarrow": "train", "rclpy": "ros", "tensorboard": "train"}
 
 
 def main() -> None:
@@ -22,7 +29,8 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             SUBCOMMANDS,
             prog="pi0",
-            description="π0 and π0.5 policies: record demonstrations, train, and evaluate in simulation.",
+            description="π0 and π0.5 policies: record demonstrations, train, evaluate in simulation, drive over ROS 2.",
+            args=split(sys.argv[1:])[0],
         )
     except Pi0Error as error:
         print(f"pi0: {error}", file=sys.stderr)
@@ -39,3 +47,15 @@ def main() -> None:
             raise
         print(f"pi0: {error.name} is not installed; pip install 'pi0-control[{extra}]' brings it.", file=sys.stderr)
         sys.exit(2)
+
+
+def policy_node() -> None:
+    """Entry point of the executable that ``ros2 run`` and ``ros2 launch`` start."""
+    sys.argv[1:1] = ["ros", "policy", "--no-autostart"]
+    main()
+
+
+def sim_node() -> None:
+    """Entry point of the executable that ``ros2 run`` and ``ros2 launch`` start."""
+    sys.argv[1:1] = ["ros", "sim"]
+    main()

@@ -157,7 +157,7 @@ class SimNode(Node):
         overridable = QoSOverridingOptions.with_default_policies()
         self._cameras = {
             name: self.create_publisher(
-                Image, f"{name}/image_raw", QoSProfile(depth=1), qos_overriding_options=overridable
+                Image, f"{name}/image_raw", QoSProfile(depth=5), qos_overriding_options=overridable
             )
             for name in self._robot.cameras
         }
