@@ -42,6 +42,18 @@ class Bench:
         request = ChangeState.Request(transition=Transition(id=transition))
         return self.probe.call(ChangeState, f"{NODE}/change_state", request).success
 
+    def start(self) -> None:
+        """From unconfigured to tracking."""
+        assert self.change(Transition.TRANSITION_CONFIGURE)
+        assert self.change(Transition.TRANSITION_ACTIVATE)
+        assert self.enable() == ""
+        self.until_state("tracking")
+
+    def clean_up(self) -> None:
+        """From active to unconfigured."""
+        assert self.change(Transition.TRANSITION_DEACTIVATE)
+        assert self.change(Transition.TRANSITION_CLEANUP)
+
     def enable(self, is_enabled: bool = True) -> str:
         return self.probe.call(SetBool, f"{NODE}/enable", SetBool.Request(data=is_enabled)).message
 
@@ -50,6 +62,7 @@ class Bench:
 
     def set(self, name: str, value: Any) -> str:
         kind, field = {
+            bool: (ParameterType.PARAMETER_BOOL, "bool_value"),
             str: (ParameterType.PARAMETER_STRING, "string_value"),
             int: (ParameterType.PARAMETER_INTEGER, "integer_value"),
         }[type(value)]

@@ -3,18 +3,21 @@
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
 
 from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
 from pi0_control.ros.inputs import STATE
 from tests.swaying_policy import ARM6
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
+JPEG = cv2.imencode(".jpg", PICTURE)[1].tobytes()
 
 
 class Robot(Node):
@@ -22,7 +25,7 @@ class Robot(Node):
 
     Attributes:
         instead: what a stream sends: None, a message, or what makes one of the good one.
-        commands: every one that came, positions [7] by stamp [ns].
+        commands: every one that came, positions [7] by stamp [ns]; where the arm was while it follows a trajectory.
         diagnostics: the newest status of each part of the policy node, and every sentence it has ever said.
     """
 
@@ -39,6 +42,8 @@ class Robot(Node):
         self.publish_cameras()
         self._joint_states = self.create_publisher(JointState, "joint_states", 1)
         self.create_subscription(JointState, "joint_commands", self._on_command, 1000)
+        self.create_subscription(JointTrajectory, "joint_trajectory", self._on_trajectory, 1000)
+        self._trajectory: tuple[np.ndarray, np.ndarray] | None = None  # times [ns], positions
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 1000)
         self.create_timer(0.01, self._send_joints)
         self.create_timer(0.05, self._send_images)
@@ -46,12 +51,20 @@ class Robot(Node):
     def publish_cameras(self) -> None:
         """Anew, if they were destroyed."""
         self.cameras = {name: self.create_publisher(Image, f"{name}/image_raw", 1) for name in ARM6.cameras}
+        self._compressed = {
+            name: self.create_publisher(CompressedImage, f"{name}/image_raw/compressed", 1) for name in ARM6.cameras
+        }
 
     def destroy_cameras(self) -> None:
         """As a driver that has died."""
         for publisher in self.cameras.values():
             self.destroy_publisher(publisher)
         self.cameras = {}
+
+    def follow_no_more(self) -> None:
+        """Stay, and forget what was commanded."""
+        self._trajectory = None
+        self.commands.clear()
 
     @property
     def now_ns(self) -> int:
@@ -71,7 +84,7 @@ class Robot(Node):
         """Nothing outside limits, no jump: less than the velocity limits allow in the time between two commands."""
         stamps_ns = np.array([stamp_ns for stamp_ns, _ in self.commands])
         positions = np.array([positions for _, positions in self.commands])
-        assert len(positions) > 10
+        assert len(positions) > 5
         assert (positions >= ARM6.lower).all()
         assert (positions <= ARM6.upper).all()
         elapsed_s = np.maximum(np.diff(stamps_ns) / NS, 0.0) + 2 * ARM6.dt_s
@@ -79,19 +92,32 @@ class Robot(Node):
 
     def _send_joints(self) -> None:
         stamp_ns = self.now_ns
+        if self._trajectory is not None:
+            times_ns, positions = self._trajectory
+            self.pose = np.array([np.interp(stamp_ns, times_ns, column) for column in positions.T], np.float32)
+            self.commands.append((stamp_ns, self.pose))
         if self.is_clock_running:
             self._time.publish(Clock(clock=to_stamp(stamp_ns)))
         self._send(STATE, self._joint_states, joint_state_message(self.pose, ARM6.joint_names, stamp_ns))
 
     def _send_images(self) -> None:
         for name, publisher in self.cameras.items():
-            self._send(name, publisher, image_message(PICTURE, self.now_ns))
+            good = image_message(PICTURE, self.now_ns)
+            self._send(name, publisher, good)
+            self._compressed[name].publish(CompressedImage(header=good.header, format="jpeg", data=JPEG))
 
     def _send(self, name: str, publisher: Any, good: Any) -> None:
         message = self.instead.get(name, good)
         message = message(good) if callable(message) else message
         if message is not None:
             publisher.publish(message)
+
+    def _on_trajectory(self, message: JointTrajectory) -> None:
+        assert tuple(message.joint_names) == ARM6.joint_names
+        now_ns, start_ns = self.now_ns, to_ns(message.header.stamp)
+        points = [(start_ns + to_ns(point.time_from_start), point.positions) for point in message.points]
+        times_ns, positions = zip(*[point for point in points if point[0] > now_ns] or points[-1:], strict=True)
+        self._trajectory = np.array([now_ns, *times_ns], np.float64), np.array([self.pose, *positions])
 
     def _on_command(self, message: JointState) -> None:
         self.pose = joint_positions(message, ARM6.joint_names)

@@ -9,7 +9,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-co
 
 from lifecycle_msgs.msg import Transition
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
-from std_msgs.msg import String
+from std_msgs.msg import Float64MultiArray, String
 
 from pi0_control.ros.parameters import TABLE
 from tests.ros_bench import NODE, Bench
@@ -46,7 +46,7 @@ def test_it_drives_only_while_active_and_enabled(bench: Bench) -> None:
     assert len(robot.commands) == count
     assert bench.reset() == ""
     assert bench.enable() == ""
-    bench.until_state("tracking")
+    bench.until_moving()
     robot.check_commands()
 
 
@@ -105,15 +105,38 @@ def test_parameters_are_described_and_change_only_where_it_is_safe(bench: Bench)
 
 def test_cleaning_up_lets_everything_be_configured_anew(bench: Bench) -> None:
     robot, probe = bench.robot, bench.probe
-    assert bench.change(Transition.TRANSITION_DEACTIVATE)
-    assert bench.change(Transition.TRANSITION_CLEANUP)
+    bench.clean_up()
     probe.until(lambda: not robot.cameras["base_0_rgb"].get_subscription_count(), "no subscriber")
     assert bench.set("output", "nonsense") == ""
     assert not bench.change(Transition.TRANSITION_CONFIGURE)
     assert "Parameter output is 'nonsense'; expected one of ['joint_state'" in bench.process.output
-    assert bench.set("output", "joint_state") == ""
-    assert bench.change(Transition.TRANSITION_CONFIGURE)
-    assert bench.change(Transition.TRANSITION_ACTIVATE)
-    assert bench.enable() == ""
-    bench.until_state("tracking")
+    assert bench.set("output", "positions") == ""
+    arrays = probe.listen(Float64MultiArray, "commands", 1000)
+    bench.start()
+    probe.until(lambda: len(arrays) > 3, "arrays")
+    assert len(arrays[-1].data) == 7
+
+
+def test_trajectories_from_compressed_images_move_the_arm_smoothly(bench: Bench) -> None:
+    robot = bench.robot
+    bench.clean_up()
+    assert bench.set("output", "trajectory") == ""
+    assert bench.set("image_transport", "compressed") == ""
+    robot.commands.clear()
+    bench.start()
+    bench.until_moving()
     robot.check_commands()
+
+
+def test_a_dry_run_does_all_but_publish(bench: Bench) -> None:
+    robot, probe = bench.robot, bench.probe
+    bench.clean_up()
+    assert bench.set("output", "joint_state") == ""
+    assert bench.set("dry_run", True) == ""
+    robot.follow_no_more()
+    bench.start()
+    probe.until(lambda: float(robot.state()["queued_actions"]) > 0, "chunks")
+    for _ in range(3):
+        robot.diagnostics.clear()
+        bench.until_state("tracking")
+    assert robot.commands == []
