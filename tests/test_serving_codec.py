@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from serving_fuzz import frames, mutated
+from serving_fuzz import mutated
 
 from pi0_control.errors import FrameError
 from pi0_control.serving.codec import MAX_ITEMS, pack, unpack
@@ -73,7 +73,7 @@ def test_what_is_packed_comes_back(message: dict[str, Any]) -> None:
     [np.zeros(1, complex), np.array([None]), np.zeros(1, "V4"), np.zeros(1, "M8[s]"), object(), 2**70, "\ud800"],
 )
 def test_what_the_protocol_does_not_have_is_not_packed(value: Any) -> None:
-    with pytest.raises(FrameError, match="The message|An array"):
+    with pytest.raises(FrameError, match=r"expected|cannot be packed"):
         pack({"x": value})
 
 
@@ -134,11 +134,10 @@ def test_a_frame_makes_no_more_than_it_weighs(frame: bytes) -> None:
 
 def test_a_mutated_frame_is_read_or_refused() -> None:
     rng = random.Random(0)
-    sources = frames()
     refused = 0
     for _ in range(2000):
         try:
-            unpack(mutated(rng.choice(sources), rng))
+            unpack(mutated(rng))
         except FrameError:
             refused += 1
-    assert 200 < refused < 2000
+    assert 500 < refused < 1500

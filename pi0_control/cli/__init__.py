@@ -10,6 +10,7 @@ from pi0_control.cli.evaluate import evaluate
 from pi0_control.cli.inspect import inspect
 from pi0_control.cli.record import record
 from pi0_control.cli.ros import ros, split
+from pi0_control.cli.serve import serve
 from pi0_control.cli.train import train
 from pi0_control.errors import Pi0Error
 
@@ -18,6 +19,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "record": record,
     "ros": ros,
+    "serve": serve,
     "train": train,
 }
 EXTRA_OF = {"pyarrow": "train", "rclpy": "ros", "tensorboard": "train"}

@@ -18,7 +18,14 @@ MAX_ITEMS = 4096  # entries of all lists and maps of a frame together; an array 
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 ARRAY_KEYS, SCALAR_KEYS = {ARRAY, b"data", b"dtype", b"shape"}, {SCALAR, b"data", b"dtype"}
 DTYPE = re.compile(r"[<>|]?(b1|[iu][1248]|f[248]|[US][1-9][0-9]{0,8})", re.ASCII)
-PYTHON_TYPES = {"b": bool, "i": int, "u": int, "f": (int, float), "U": str, "S": bytes}
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "b": (bool,),
+    "i": (int,),
+    "u": (int,),
+    "f": (int, float),
+    "U": (str,),
+    "S": (bytes,),
+}
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
