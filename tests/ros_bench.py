@@ -19,6 +19,7 @@ from tests.ros_robot import Robot
 
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 NODE = "/policy_node"
+EVERY = ("use_sim_time:=true", "qos_overrides./joint_commands.publisher.depth:=1000")  # no command is lost
 
 
 class Bench:
@@ -29,7 +30,7 @@ class Bench:
         self.robot = Robot(context)
         self.probe.add(self.robot)
         self.prompts = self.probe.listen(String, f"{NODE}/current_prompt", LATCHED)
-        given = [word for parameter in ("use_sim_time:=true", *parameters) for word in ("-p", parameter)]
+        given = [word for parameter in (*EVERY, *parameters) for word in ("-p", parameter)]
         self._start = lambda: Process(["-m", "tests.ros_policy_process", "--ros-args", *given], log)
         self.process = self._start()
 

@@ -21,7 +21,7 @@ class Recorder:
     def __init__(self) -> None:
         self.messages: list[Any] = []
 
-    def create_lifecycle_publisher(self, kind: type, topic: str, qos: Any) -> "Recorder":
+    def create_lifecycle_publisher(self, kind: type, topic: str, qos: Any, **options: Any) -> "Recorder":
         self.kind, self.topic = kind, topic
         return self
 

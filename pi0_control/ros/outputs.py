@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -33,7 +34,9 @@ class Output:
     def __init__(self, node: LifecycleNode, kind: OutputKind, robot: RobotSpec) -> None:
         message_type, topic = TOPICS[kind]
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-        self.publisher: LifecyclePublisher[Any] = node.create_lifecycle_publisher(message_type, topic, qos)
+        self.publisher: LifecyclePublisher[Any] = node.create_lifecycle_publisher(
+            message_type, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+        )
         self._kind, self._robot = kind, robot
         self._announced: list[Command] = []
 
