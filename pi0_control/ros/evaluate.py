@@ -19,6 +19,7 @@ from pi0_control.errors import ConfigError, Pi0Error
 
 POLICY, SIM = "policy_node", "sim_node"
 ANSWER_S = 60.0  # a node that loads its policy is slow to answer
+BRAKE_S = 5.0  # an arm that was disabled brakes before it can be reset
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -53,6 +54,7 @@ class Examiner(Node):
         """
         self.enable(False)
         self._set(self._sim, SIM, seed=seed, task=task)
+        self._latest.pop(f"{SIM}/episode", None)  # so that the end of this one is not that of another
         begun = json.loads(self._call(self._begin, Trigger.Request()))
         self.prepare(seed, begun["prompt"])
         self.enable(True)
@@ -66,7 +68,7 @@ class Examiner(Node):
     def prepare(self, seed: int, prompt: str) -> None:
         """Have the policy, which is disabled, forget all it knows and take its noise from ``seed``."""
         self._set(self._policy, POLICY, seed=seed)
-        self._call(self._reset, Trigger.Request())
+        self._call(self._reset, Trigger.Request(), BRAKE_S)
         timer = self.create_timer(0.1, lambda: self._prompts.publish(String(data=prompt)), clock=self._steady)
         self.wait(lambda: self._latest.get(f"{POLICY}/current_prompt") == prompt, f"{POLICY} to take the prompt")
         self.destroy_timer(timer)
@@ -94,12 +96,16 @@ class Examiner(Node):
             if not result.successful:
                 raise ConfigError(f"{node} refuses {values}: {result.reason}")
 
-    def _call(self, client: Any, request: Any) -> str:
+    def _call(self, client: Any, request: Any, patience_s: float = 0.0) -> str:
+        """The message of the response; what is refused is asked again for ``patience_s``."""
         self.wait(client.service_is_ready, f"service {client.srv_name}")
-        response = self._result(client.call_async(request), f"an answer of {client.srv_name}")
-        if not response.success:
-            raise Pi0Error(f"{client.srv_name} refuses: {response.message}")
-        return str(response.message)
+        end_ns = self._steady.now().nanoseconds + round(patience_s * 1e9)
+        while True:
+            response = self._result(client.call_async(request), f"an answer of {client.srv_name}")
+            if response.success:
+                return str(response.message)
+            if self._steady.now().nanoseconds > end_ns:
+                raise Pi0Error(f"{client.srv_name} refuses: {response.message}")
 
     def _result(self, future: Future[Any], what: str) -> Any:
         self.wait(future.done, what)
