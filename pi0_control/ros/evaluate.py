@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import rclpy
+from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -36,9 +37,9 @@ class Examiner(Node):
         self._spinner.add_node(self)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._policy, self._sim = AsyncParameterClient(self, POLICY), AsyncParameterClient(self, SIM)
-        self._enable = self.create_client(SetBool, f"{POLICY}/enable")
-        self._reset = self.create_client(Trigger, f"{POLICY}/reset")
-        self._begin = self.create_client(Trigger, f"{SIM}/reset_episode")
+        self._enable: Client = self.create_client(SetBool, f"{POLICY}/enable")
+        self._reset: Client = self.create_client(Trigger, f"{POLICY}/reset")
+        self._begin: Client = self.create_client(Trigger, f"{SIM}/reset_episode")
         self._prompts = self.create_publisher(String, f"{POLICY}/prompt", QoSProfile(depth=1))
         self._latest: dict[str, str] = {}
         for name in (f"{SIM}/episode", f"{POLICY}/current_prompt"):
@@ -96,7 +97,7 @@ class Examiner(Node):
             if not result.successful:
                 raise ConfigError(f"{node} refuses {values}: {result.reason}")
 
-    def _call(self, client: Any, request: Any, patience_s: float = 0.0) -> str:
+    def _call(self, client: Client, request: Any, patience_s: float = 0.0) -> str:
         """The message of the response; what is refused is asked again for ``patience_s``."""
         self.wait(client.service_is_ready, f"service {client.srv_name}")
         end_ns = self._steady.now().nanoseconds + round(patience_s * 1e9)

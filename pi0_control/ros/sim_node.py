@@ -125,6 +125,7 @@ class SimNode(Node):
         self._is_simulated_time = self._is_stepped or is_clock
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._open_topics(publish_clock=is_clock)
+        self._trajectory: Trajectory | None = None
         self._time_ns = 0  # simulated since the node began; never goes back, not even for a new episode
         self._begin_episode()
         self.add_on_set_parameters_callback(self._judge_parameters)
