@@ -134,12 +134,11 @@ class SimNode(Node):
         self._frame_ns, self._next_frame_ns = round(NS / values["camera_rate_hz"]), 0
         self._due_ns = self._steady.now().nanoseconds  # when the servo period under way is over, on the steady clock
         self._stamp_ns = self.get_clock().now().nanoseconds
-        period_s, tick = (
-            (REPEAT_S, self._show_moment) if self._is_stepped else (simulated.servo_period_s, self._keep_pace)
-        )
         if self._is_stepped:
             self._next_moment()
-        self.create_timer(period_s, tick, clock=self._steady)
+            self.create_timer(REPEAT_S, self._show_moment, clock=self._steady)
+        else:
+            self.create_timer(simulated.servo_period_s, self._keep_pace, clock=self._steady)
         self.create_timer(PROMPT_PERIOD_S, self._tell_prompt, clock=self._steady)
 
     def _declare(self) -> dict[str, Any]:
