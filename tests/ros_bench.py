@@ -11,14 +11,14 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from ros_graph import Probe, Process
+from ros_robot import Robot
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from tests.ros_graph import Probe, Process
-from tests.ros_robot import Robot
-
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 NODE = "/policy_node"
+SCRIPT = Path(__file__).with_name("ros_policy_process.py")
 EVERY = ("use_sim_time:=true", "qos_overrides./joint_commands.publisher.depth:=1000")  # no command is lost
 
 
@@ -31,7 +31,7 @@ class Bench:
         self.probe.add(self.robot)
         self.prompts = self.probe.listen(String, f"{NODE}/current_prompt", LATCHED)
         given = [word for parameter in (*EVERY, *parameters) for word in ("-p", parameter)]
-        self._start = lambda: Process(["-m", "tests.ros_policy_process", "--ros-args", *given], log)
+        self._start = lambda: Process([str(SCRIPT), "--ros-args", *given], log)
         self.process = self._start()
 
     def restart(self) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
+from swaying_policy import ARM6, SwayingPolicy
 
 from pi0_control.control import ChunkingConfig, Safety, SafetyConfig
 from pi0_control.policy import HoldPolicy
@@ -12,7 +13,6 @@ from pi0_control.ros.conversions import NS, image_message, joint_state_message
 from pi0_control.ros.inputs import STATE, Inputs
 from pi0_control.ros.pilot import Pilot
 from pi0_control.types import Command
-from tests.swaying_policy import ARM6, SwayingPolicy
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 DT_NS = NS // 20

@@ -10,11 +10,11 @@ from rclpy.context import Context
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from swaying_policy import ARM6
 from trajectory_msgs.msg import JointTrajectory
 
 from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
 from pi0_control.ros.inputs import STATE
-from tests.swaying_policy import ARM6
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 JPEG = cv2.imencode(".jpg", PICTURE)[1].tobytes()

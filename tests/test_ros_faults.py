@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
 from lifecycle_msgs.msg import Transition
+from ros_bench import NODE, Bench
+from ros_graph import ros_context
 from std_msgs.msg import String
+from swaying_policy import ARM6
 
 from pi0_control.ros.conversions import NS, joint_state_message, to_ns, to_stamp
 from pi0_control.ros.inputs import STATE
-from tests.ros_bench import NODE, Bench
-from tests.ros_graph import ros_context
-from tests.swaying_policy import ARM6
 
 CAMERA = ARM6.cameras[0]
 PARAMETERS = ("prompt:=sway", "autostart:=true", "enabled:=true")

@@ -5,12 +5,13 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
+from ros_flight import DT_NS, PICTURE, Flight
+from swaying_policy import ARM6, SwayingPolicy
+
 from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
 from pi0_control.ros.conversions import to_ns
 from pi0_control.ros.lock_step import LockStep
 from pi0_control.types import Command
-from tests.ros_flight import DT_NS, PICTURE, Flight
-from tests.swaying_policy import ARM6, SwayingPolicy
 
 
 class Sets:

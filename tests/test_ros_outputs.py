@@ -7,12 +7,13 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
+from ros_flight import DT_NS, Flight
+from swaying_policy import ARM6
+
 from pi0_control.control import ChunkingConfig
 from pi0_control.ros.conversions import NS, to_ns
 from pi0_control.ros.outputs import Output
 from pi0_control.ros.parameters import OutputKind
-from tests.ros_flight import DT_NS, Flight
-from tests.swaying_policy import ARM6
 
 
 class Recorder:

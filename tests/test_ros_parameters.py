@@ -7,10 +7,11 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
+from swaying_policy import ARM6
+
 from pi0_control.control import ChunkingConfig, SafetyConfig
 from pi0_control.errors import ConfigError
 from pi0_control.ros.parameters import TABLE, NodeConfig
-from tests.swaying_policy import ARM6
 
 DEFAULTS = {name: entry.default for name, entry in TABLE.items()}
 
@@ -63,6 +64,7 @@ def test_cameras_are_in_the_robots_order() -> None:
         ({"safety__max_jump_s": 0.0}, r"Parameters safety.\*: max_jump_s is 0.0; expected a finite number above zero"),
         ({"safety__near_s": 0.4}, r"Parameters safety.\*: near_s is 0.4; expected less than max_jump_s"),
         ({"lock_step": True, "output": "positions"}, "output is 'positions'; expected 'joint_state' with lock_step"),
+        ({"lock_step": True, "chunking__interpolation": 2}, "chunking.interpolation is 2; expected 1 with lock_step"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], words: str) -> None:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
+from ros_flight import Flight
+from swaying_policy import ARM6
+
 from pi0_control.ros.conversions import NS, joint_state_message, to_stamp
 from pi0_control.ros.inputs import STATE
-from tests.ros_flight import Flight
-from tests.swaying_policy import ARM6
 
 CAMERA = ARM6.cameras[0]
 

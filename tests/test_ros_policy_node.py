@@ -9,13 +9,13 @@ pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-co
 
 from lifecycle_msgs.msg import Transition
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
+from ros_bench import NODE, Bench
+from ros_graph import ros_context
+from ros_robot import check_positions
 from std_msgs.msg import Float64MultiArray, String
+from swaying_policy import ARM6
 
 from pi0_control.ros.parameters import TABLE
-from tests.ros_bench import NODE, Bench
-from tests.ros_graph import ros_context
-from tests.ros_robot import check_positions
-from tests.swaying_policy import ARM6
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ class Inputs:
         except ObservationError as error:
             return f"{name}: {error}"
         first = self._formats.setdefault(name, got)
-        return "" if got == first else f"{name} has changed from {first!r} to {got!r}; a reset accepts it"
+        return "" if got == first else f"{name} has changed from {first!r} to {got!r}; disable and reset to accept it"
 
     def _skew(self, stamps_ns: Mapping[str, int]) -> str:
         """Which camera is behind the others, if too far."""

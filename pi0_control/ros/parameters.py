@@ -126,6 +126,8 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if self.lock_step and self.output != "joint_state":
             raise ConfigError(f"Parameter output is {self.output!r}; expected 'joint_state' with lock_step.")
+        if self.lock_step and self.chunking.interpolation != 1:
+            raise ConfigError(f"chunking.interpolation is {self.chunking.interpolation}; expected 1 with lock_step.")
 
     def cameras_of(self, robot: RobotSpec) -> tuple[str, ...]:
         """Those to use, in the robot's order."""
