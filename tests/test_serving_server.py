@@ -17,7 +17,7 @@ from tiny_policy import tiny_policy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from pi0_control.errors import CheckpointError, ConfigError
+from pi0_control.errors import CheckpointError, ConfigError, RemoteError
 from pi0_control.policy import HoldPolicy
 from pi0_control.robot import RobotSpec
 from pi0_control.serving import RemotePolicy, ServerConfig
@@ -245,6 +245,8 @@ def test_encrypts(tmp_path: Path) -> None:
             assert ask(client)["actions"].shape == (4, 7)
         with pytest.raises(ssl.SSLCertVerificationError), visit(served):
             pass
+        with pytest.raises(RemoteError, match="cannot be trusted"):
+            RemotePolicy(served.url)
         with RemotePolicy(served.url, tls=trusting) as policy:
             assert policy.infer(observe()).horizon == 4
 

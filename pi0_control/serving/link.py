@@ -96,7 +96,7 @@ class Link:
             async with asyncio.timeout(deadline_s), self._turn:
                 return await self._attempt(request, troubles)
         except TimeoutError as error:
-            trouble = f" ({troubles[-1]})" if troubles else ""
+            trouble = f" ({str(troubles[-1]) or type(troubles[-1]).__name__})" if troubles else ""
             raise RemoteError(f"{self.url} did not answer within {deadline_s:g} s{trouble}.") from error
 
     async def _attempt(self, request: bytes | None, troubles: list[Exception]) -> bytes | str | None:
