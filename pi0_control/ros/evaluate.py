@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -19,7 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from pi0_control.errors import ConfigError, Pi0Error
 
 POLICY, SIM = "policy_node", "sim_node"
-ANSWER_S = 60.0  # a node that loads its policy is slow to answer
+ANSWER_S = 120.0  # a node that loads its policy is slow to answer
 BRAKE_S = 5.0  # an arm that was disabled brakes before it can be reset
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -122,7 +123,7 @@ def examine(task: str, seeds: range, limit_s: float, args: list[str] | None = No
     Raises:
         Pi0Error: as :class:`Examiner`.
     """
-    rclpy.init(args=args)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)  # when interrupted, disable the policy first
     try:
         examiner = Examiner()
         for seed in seeds:
