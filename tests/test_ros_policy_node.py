@@ -1,5 +1,6 @@
 """The managed node in a process of its own: life cycle, services, parameters, outputs, diagnostics."""
 
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,13 +10,15 @@ pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-co
 
 from lifecycle_msgs.msg import Transition
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
+from rclpy.lifecycle import TransitionCallbackReturn
 from ros_bench import NODE, Bench
 from ros_graph import ros_context
 from ros_robot import check_positions
 from std_msgs.msg import Float64MultiArray, String
-from swaying_policy import ARM6
+from swaying_policy import ARM6, SwayingPolicy
 
-from pi0_control.ros.parameters import TABLE
+from pi0_control.ros.parameters import TABLE, NodeConfig
+from pi0_control.ros.policy_node import PolicyNode
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,23 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench = Bench(context, tmp_path_factory.mktemp("node") / "log.txt", "prompt:=sway")
         yield bench
         bench.close()
+
+
+def test_cleaning_up_lets_go_of_the_policy() -> None:
+    policies = list[weakref.ref[SwayingPolicy]]()
+
+    def load(config: NodeConfig) -> SwayingPolicy:
+        policy = SwayingPolicy()
+        policies.append(weakref.ref(policy))
+        return policy
+
+    with ros_context() as context:
+        node = PolicyNode(load, context=context)
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert policies[0]() is not None
+        assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        assert policies[0]() is None
+        node.destroy_node()
 
 
 def test_it_drives_only_while_active_and_enabled(bench: Bench) -> None:
