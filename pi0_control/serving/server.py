@@ -86,9 +86,9 @@ class ServerConfig:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(self.tls_cert, self.tls_key)
-        except ssl.SSLError as error:
+        except OSError as error:
             files = " and ".join(str(file) for file in (self.tls_cert, self.tls_key) if file)
-            raise ConfigError(f"{files}: not a certificate with its key in PEM ({error.reason}).") from error
+            raise ConfigError(f"{files}: not a certificate with its key in PEM: {error.strerror}.") from error
         return context
 
 

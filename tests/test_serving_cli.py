@@ -1,0 +1,93 @@
+"""``pi0 serve`` as a process: its messages, signals and end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from serving_parts import ARM6, LIMIT_S, observe
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from pi0_control import cli
+from pi0_control.errors import RemoteError
+from pi0_control.serving import RemotePolicy
+
+START_S = 300.0  # of a fresh process on a busy machine
+
+
+@contextmanager
+def pi0_serve(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pi0_control.cli", "serve", "--policy", "hold", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = re.search(r"wss?://\S+?:\d+", line)
+        assert url is not None, process.communicate()
+        yield process, url[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
+    with pi0_serve(PI0_API_KEY="open sesame") as (process, url):
+        with pytest.raises(RemoteError, match="401"):
+            RemotePolicy(url, api_key="wrong", connect_s=LIMIT_S)
+        with RemotePolicy(url, api_key="open sesame", deadline_s=LIMIT_S) as policy:
+            assert policy.robot == ARM6
+            assert policy.infer(observe(0.5)).actions[0, 0] == 0.5
+            with connect(url, additional_headers={"Authorization": "Api-Key open sesame"}, proxy=None) as client:
+                client.recv(LIMIT_S)
+                process.send_signal(number)
+                with pytest.raises(ConnectionClosed) as closed:
+                    client.recv(LIMIT_S)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        assert process.wait(LIMIT_S) == 0
+        assert process.communicate() == ("", "")
+
+
+def test_a_server_that_is_killed_and_comes_back_is_played_on() -> None:
+    with pi0_serve() as (process, url):
+        policy = RemotePolicy(url, deadline_s=1.0)
+        process.kill()
+        process.wait(LIMIT_S)
+    with policy:
+        with pytest.raises(RemoteError, match=r"did not answer within 1 s"):
+            policy.infer(observe())
+        policy.deadline_s = START_S
+        with pi0_serve("--port", url.rpartition(":")[2]):
+            assert policy.infer(observe(0.5)).actions[0, 0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--policy", "nowhere"], "No policy 'nowhere'"),
+        (["--tls-cert", "nowhere.pem"], "nowhere.pem: not a certificate"),
+        (["--max-clients", "0"], "max_clients is 0"),
+        (["--host", "203.0.113.1"], "anyone who reaches 203.0.113.1"),
+    ],
+    ids=["policy", "certificate", "number", "address"],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pi0", "serve", "--policy", "hold", "--port", "0", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    assert exited.value.code == 2
+    assert said in capsys.readouterr().err
