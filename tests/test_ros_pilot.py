@@ -183,6 +183,20 @@ def test_a_policy_that_raises_holds_then_latches_and_a_reset_clears_it() -> None
     flight.check_commands()
 
 
+def test_a_policy_that_is_not_asked_does_not_fail() -> None:
+    flight = flying()
+    flight.pilot.prompt = "raise"
+    flight.step(20)
+    flight.pilot.prompt = ""
+    command = flight.step(200)
+    assert command is not None
+    assert (command.status, command.reason) == ("holding", "there is no prompt")
+    flight.pilot.prompt = "sway"
+    flight.step(2)
+    assert flight.commands[-1].status == "tracking"
+    flight.check_commands()
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [("refuse", "the prompt is too long"), ("lose count", "not all its actions are finite"), ("", "no prompt")],

@@ -125,8 +125,8 @@ class Inputs:
                 state = joint_positions(newest[STATE].message, self._joints)
             except ObservationError as error:
                 troubles.setdefault(STATE, f"{STATE}: {error}")
-        for name in images.keys() - troubles.keys():
-            if trouble := self._odd(name, images[name]):
+        for name, message in images.items():
+            if name not in troubles and (trouble := self._odd(name, message)):
                 troubles[name] = trouble
         if not troubles and (skew := self._skew({name: newest[name].stamp_ns for name in images})):
             troubles["cameras"] = skew

@@ -168,11 +168,10 @@ class Pilot:
 
     def _action(self, look: Look, now_s: float) -> tuple[NDArray[np.float32] | None, str]:
         """What the policy wants now; None, and why, where it wants nothing or must not be asked."""
-        trouble = next(iter(look.troubles.values()), "")
-        if not self.is_enabled:
-            return None, "disabled"
-        if trouble or not self.prompt:
-            return None, trouble or "there is no prompt"
+        trouble = next(iter(look.troubles.values()), "") or ("" if self.prompt else "there is no prompt")
+        if trouble or not self.is_enabled:
+            self._policy_error = self._bad_observation = ""  # who is not asked does not fail
+            return None, trouble if self.is_enabled else "disabled"
         if not self.safety.fault:
             self._infer(look, now_s)
         if self._bad_observation:
