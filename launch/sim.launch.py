@@ -30,8 +30,15 @@ def sim_node(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in (*PARAMETERS, *OPTIONS)}
     parameters = {name: read(kind, given[name]) for name, (kind, _) in PARAMETERS.items() if given[name]}
     remappings = [tuple(rule.split(":=")) for rule in given["topics"].split()]
-    names = {"name": "sim_node", "namespace": given["namespace"]}
-    node = Node(package="pi0_control", executable="sim_node", **names, parameters=[parameters], remappings=remappings)
+    node = Node(
+        package="pi0_control",
+        executable="sim_node",
+        name="sim_node",
+        namespace=given["namespace"],
+        parameters=[parameters],
+        remappings=remappings,
+        output="screen",
+    )
     return [node]
 
 

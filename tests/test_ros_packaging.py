@@ -125,3 +125,31 @@ def test_launch_files_import_nothing_of_ours(name: str) -> None:
     """They run in the Python of the ros2 command, which may know neither torch nor pi0_control."""
     imported = re.findall(r"^(?:from|import) (\w+)", (ROOT / "launch" / name).read_text(encoding="utf-8"), re.MULTILINE)
     assert set(imported) <= {"launch", "launch_ros", "pathlib"}
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+file, *arguments = sys.argv[1:]
+(path,) = Path(get_package_share_directory("pi0_control")).rglob(file)
+pairs = [argument.split(":=", 1) for argument in arguments]
+service = LaunchService(argv=arguments)
+source = PythonLaunchDescriptionSource(str(path))
+service.include_launch_description(LaunchDescription([IncludeLaunchDescription(source, launch_arguments=pairs)]))
+service.run()
+"""
+
+
+def test_launched_both_nodes_get_their_arguments(tmp_path) -> None:
+    """As ``ros2 launch`` does it; each node gets a name that does not exist, says so and ends."""
+    pytest.importorskip("launch_ros", reason="launch and ros2 are not on PyPI: this test needs a sourced ROS")
+    prefix = pip_prefix(tmp_path, "--editable")
+    arguments = ("demo.launch.py", "task:=Dance", "policy:=nobody", "topics:=joint_states:=/arm/joints", "seed:=3")
+    done = run(sys.executable, "-c", LAUNCHED, *arguments, AMENT_PREFIX_PATH=str(prefix))
+    for sentence in ("No task 'Dance'", "No policy 'nobody'"):
+        assert sentence in done.stdout + done.stderr, done.stdout + done.stderr
