@@ -8,7 +8,16 @@ import pytest
 from pi0_control import cli
 
 pytest.importorskip("rclpy", reason="no rclpy: on Linux pip install 'pi0-control[ros]' brings it")
+from serving_parts import serving
+
+from pi0_control.cli.ros import load_policy
+from pi0_control.policy import HoldPolicy
+from pi0_control.robot import RobotSpec
 from pi0_control.ros import evaluate, policy_node, sim_node
+from pi0_control.ros.parameters import TABLE, NodeConfig
+from pi0_control.serving import RemotePolicy
+
+ARM6 = RobotSpec.from_yaml("arm6")
 
 Run = Callable[..., None]
 
@@ -26,7 +35,7 @@ def pi0(monkeypatch) -> Run:
 def given(monkeypatch) -> list[Any]:
     """ROS arguments that a node was started with."""
     seen: list[Any] = []
-    monkeypatch.setattr(policy_node, "main", seen.append)
+    monkeypatch.setattr(policy_node, "main", lambda args, load: seen.append(args))
     monkeypatch.setattr(sim_node, "main", lambda simulated, args: seen.append(args))
     return seen
 
@@ -77,3 +86,13 @@ def test_a_parameter_that_does_not_fit_is_one_sentence() -> None:
         2,
         "pi0: No task 'Dance'; the tasks are Reach, Lift, PickPlace, Stack.",
     )
+
+
+def test_the_policy_may_be_on_a_server() -> None:
+    defaults = {name: entry.default for name, entry in TABLE.items()}
+    with serving(HoldPolicy(ARM6, 5)) as served:
+        policy = load_policy(NodeConfig.from_values(defaults | {"policy": served.url, "robot": "arm6"}))
+        assert isinstance(policy, RemotePolicy)
+        assert (policy.robot, policy.horizon) == (ARM6, 5)
+        policy.close()
+    assert isinstance(load_policy(NodeConfig.from_values(defaults | {"policy": "hold"})), HoldPolicy)

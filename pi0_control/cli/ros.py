@@ -4,12 +4,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from pi0_control.cli.evaluate import EVALUATION_SEED
 from pi0_control.cli.terminal import check_counts
+
+if TYPE_CHECKING:
+    from pi0_control.policy import Policy
+    from pi0_control.ros.parameters import NodeConfig
 
 ROS_ARGS = "--ros-args"
 
@@ -19,7 +23,7 @@ class PolicyNode:
     """The node that drives a robot: cameras and joint states in, commands out.
 
     Attributes:
-        policy: mini (bundled), hold (stays where it is), or a policy directory.
+        policy: mini (bundled), hold (stays where it is), a policy directory, or the address of a server, ws://host:port.
         robot: a robot file, or the name of a bundled one.
         prompt: the instruction.
         output: kind of the commands.
@@ -97,7 +101,19 @@ def ros(
     else:
         from pi0_control.ros.policy_node import main as run_policy
 
-        run_policy([*_parameters(node), *forwarded])
+        run_policy([*_parameters(node), *forwarded], load=load_policy)
+
+
+def load_policy(config: "NodeConfig") -> "Policy":
+    """The policy that policy_node plays: of a server where ``policy`` is an address, else one of this machine."""
+    from pi0_control.robot import RobotSpec
+    from pi0_control.ros import policy_node
+
+    if not config.policy.startswith(("ws://", "wss://")):
+        return policy_node.load_policy(config)
+    from pi0_control.serving import RemotePolicy
+
+    return RemotePolicy(config.policy, robot=RobotSpec.from_yaml(config.robot) if config.robot else None)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

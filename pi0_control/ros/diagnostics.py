@@ -86,9 +86,9 @@ def _control(pilot: Pilot, loop: ControlLoop | None, state: str) -> dict[str, An
 
 
 def _policy(pilot: Pilot) -> dict[str, Any]:
-    stages = {f"{stage}_ms": pilot.timing_ms.get(stage, "") for stage in ("preprocess", "prefix", "denoise")}
+    stages = dict.fromkeys(("preprocess", "prefix", "denoise"), "") | pilot.timing_ms
     return {
-        **stages,
+        **{f"{stage}_ms": value for stage, value in stages.items()},
         "inference_ms": 1000 * pilot.inference_s,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "device_memory_mb": device_memory_mb(),

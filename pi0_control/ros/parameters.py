@@ -57,7 +57,7 @@ def _seconds(default: float, description: str, none: float | None = None) -> Ent
 
 
 TABLE: dict[str, Entry] = {
-    "policy": Entry("mini", "a bundled policy, a policy directory, or hold, which stays where the arm is"),
+    "policy": Entry("mini", "a bundled policy, a policy directory, ws://host:port, or hold, which stays put"),
     "robot": Entry("", "a bundled robot or a YAML file; empty for the robot that the policy was made for"),
     "device": Entry("cpu", "torch device, such as cpu or cuda"),
     "dtype": Entry("float32", "of the network", choices=("float32", "bfloat16")),
