@@ -71,6 +71,7 @@ class _Rig:
     output: Output
     lock_step: LockStep | None
     worker: ThreadPoolExecutor
+    diagnostics: Diagnostics
     subscriptions: list[Subscription[Any]] = field(default_factory=list)
     loop: ControlLoop | None = None
     is_active: bool = False
@@ -98,7 +99,6 @@ class PolicyNode(LifecycleNode):
         self._lock = threading.Lock()  # of the pilot
         self._stands = threading.Event()  # nothing is commanded
         self._state = ""
-        self._said = Diagnostics(self.get_fully_qualified_name())
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._judge_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -187,7 +187,8 @@ class PolicyNode(LifecycleNode):
         pilot.prompt = config.prompt
         worker.submit(_warm_up, policy, cameras).result()
         lock_step = LockStep(pilot) if config.lock_step else None
-        rig = _Rig(config, pilot, Output(self, config.output, robot), lock_step, worker)
+        output, diagnostics = Output(self, config.output, robot), Diagnostics(self.get_fully_qualified_name())
+        rig = _Rig(config, pilot, output, lock_step, worker, diagnostics)
         rig.subscriptions = self._subscribe(config, cameras)
         return rig
 
@@ -275,7 +276,7 @@ class PolicyNode(LifecycleNode):
             raise rig.loop.failure
         now_s, clock_ns = time.monotonic(), self.get_clock().now().nanoseconds
         with self._lock:
-            message = self._said.message(rig.pilot, rig.loop, now_s, clock_ns)
+            message = rig.diagnostics.message(rig.pilot, rig.loop, now_s, clock_ns)
         self._diagnostics.publish(message)
 
     # people
