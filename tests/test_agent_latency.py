@@ -16,20 +16,20 @@ def play(agent: Pi0Agent, steps: int) -> list[float]:
     return [float(agent.get_action(observe(10 * step))[0]) for step in range(steps)]
 
 
-def test_while_inference_takes_time_the_measured_state_is_returned_and_it_says_so() -> None:
+def test_while_inference_takes_time_it_stands_where_it_was_commanded_to_and_says_so() -> None:
     agent = Pi0Agent(CountingPolicy(execution_horizon=3), latency_steps=2)
     held, actions = [], []
     for step in range(7):
         actions.append(agent.get_action(observe(10 * step))[0])
         held.append([command.status == "holding" for command in agent.commands])
-    assert actions == [0, 10, 0, 1, 2, 50, 60]
+    assert actions == [0, 0, 0, 1, 2, 2, 2]
     assert held == [[True], [True], [False], [False], [False], [True], [True]]
     assert agent.commands[0].reason == "chunk exhausted"
 
 
 def test_a_chunk_inferred_meanwhile_is_played_from_the_action_meant_for_now() -> None:
     agent = Pi0Agent(CountingPolicy(execution_horizon=3), chunking=ChunkingConfig("async"), latency_steps=2)
-    assert play(agent, 11) == [0, 10, 0, 1, 2, 3, 4, 52, 53, 54, 82]
+    assert play(agent, 11) == [0, 0, 0, 1, 2, 3, 4, 52, 53, 54, 82]
     assert agent.players[0].last_delay == 2
 
 
@@ -77,10 +77,10 @@ def test_after_a_reset_no_chunk_of_before_arrives() -> None:
     agent.get_action(observe_many([0, 0]))
     agent.reset(mask=[False, True])
     actions = [agent.get_action(observe_many([level, level]))[:, 0].tolist() for level in (10, 20, 30)]
-    assert actions == [[10, 10], [0, 20], [1, 10]]
+    assert actions == [[0, 10], [0, 10], [1, 10]]
     agent.get_action(observe_many([40, 40]))
     agent.reset()
-    assert play(agent, 3) == [0, 10, 0]
+    assert play(agent, 3) == [0, 0, 0]
 
 
 class PrefixedPolicy(CountingPolicy):

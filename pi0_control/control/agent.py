@@ -15,7 +15,7 @@ from pi0_control.control.safety import Safety, SafetyConfig
 from pi0_control.errors import ConfigError, ObservationError
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
-from pi0_control.types import ActionChunk, Command, Observation
+from pi0_control.types import ActionChunk, Command, CommandStatus, Observation
 
 OBSERVATION_KEYS = ("images", "state", "prompt")
 Latency = int | Sequence[int] | Callable[[np.random.Generator], int]
@@ -52,7 +52,8 @@ class Pi0Agent:
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
         commands: one per environment, the last ones: status, and the reason where the policy's action was not due or
-            not allowed. Where none is due, the measured state holds the robot where it is; with safety, see there.
+            not allowed. Where none is due, the robot stands where it was commanded to last, so that it neither sinks
+            nor lets go of what it holds, and at the measured state before any command; with safety, see there.
         seam_jumps: one per environment, float32 [D] where in the last ``get_action`` a chunk took over from another:
             how far apart the two were; None elsewhere.
         players: one per environment, to read ``last_delay``.
@@ -91,6 +92,7 @@ class Pi0Agent:
         self.seam_jumps: list[NDArray[np.float32] | None] = []
         self.chunk_timing_ms: Mapping[str, float] | None = None
         self._guards: list[Safety] = []
+        self._stands: dict[int, NDArray[np.float32]] = {}  # by environment: where it was commanded to last
         self._draw = _latency(latency_steps)
         self._rng = np.random.default_rng(0)
         self._arriving: dict[int, tuple[int, ActionChunk]] = {}  # by environment: at which step its chunk is there
@@ -124,7 +126,7 @@ class Pi0Agent:
             self._rng = np.random.default_rng(seed)
         self.chunk_timing_ms = None
         if mask is None:
-            self.players, self._guards, self._arriving, self._step = [], [], {}, 0
+            self.players, self._guards, self._arriving, self._stands, self._step = [], [], {}, {}, 0
             return
         chosen = np.asarray(mask, np.bool_)
         if self.players and chosen.shape != (len(self.players),):
@@ -134,6 +136,7 @@ class Pi0Agent:
             for guard in self._guards[index : index + 1]:
                 guard.reset()
             self._arriving.pop(int(index), None)
+            self._stands.pop(int(index), None)
 
     def get_action(self, observation: Mapping[str, Any]) -> Any:
         """Joint targets for the next control step.
@@ -184,6 +187,7 @@ class Pi0Agent:
         self.chunk_timing_ms = chunks[0].timing_ms if chunks else None
         self.seam_jumps = [player.last_seam_jump if i in arrived else None for i, player in enumerate(players)]
         self.commands = self._command(rows, now_s)
+        self._stands = {index: command.positions for index, command in enumerate(self.commands)}
         return np.array([command.positions for command in self.commands], np.float32)
 
     def _is_here(self, index: int) -> bool:
@@ -195,21 +199,23 @@ class Pi0Agent:
         actions = [player.action(now_s) for player in self.players]
         reasons = [player.reason for player in self.players]
         if self.safety is None:
+            poses = [self._stands.get(index, row.state) for index, row in enumerate(rows)]
             return [
-                self._hold(row, reason) if action is None else Command(action, now_s, "tracking", reason)
-                for row, action, reason in zip(rows, actions, reasons, strict=True)
+                self._hold(pose, now_s, reason) if action is None else Command(action, now_s, "tracking", reason)
+                for pose, action, reason in zip(poses, actions, reasons, strict=True)
             ]
         self._guards = self._guards or [Safety(self.policy.robot, self.safety) for _ in rows]
         ages_s = dict.fromkeys(self._guards[0].inputs, 0.0)  # all of one moment, which is now
         return [
-            guard.check(now_s, action, row.state, ages_s, reason=reason) or self._hold(row, guard.reason, guard.fault)
+            guard.check(now_s, action, row.state, ages_s, reason=reason)
+            or self._hold(row.state, now_s, guard.reason, "fault" if guard.fault else "holding")
             for guard, row, action, reason in zip(self._guards, rows, actions, reasons, strict=True)
         ]
 
-    def _hold(self, row: Observation, reason: str, fault: str = "") -> Command:
-        """Stay where the robot was measured."""
+    def _hold(self, pose: ArrayLike, now_s: float, reason: str, status: CommandStatus = "holding") -> Command:
+        """Stand still at a pose [D]."""
         hold = np.asarray if self.mapping is None else self.mapping.hold
-        return Command(np.asarray(hold(row.state), np.float32), row.stamp_s, "fault" if fault else "holding", reason)
+        return Command(np.asarray(hold(pose), np.float32), now_s, status, reason)
 
     def _infer(
         self, rows: Mapping[int, Observation], players: Sequence[ChunkPlayer], now_s: float
