@@ -135,7 +135,7 @@ def scripted(handler: Callable[[ServerConnection], Awaitable[None]], port: int =
     loop = Loop()
 
     async def begin() -> Any:
-        return await serve(handler, "127.0.0.1", port, compression=None, max_size=None)
+        return await serve(handler, "127.0.0.1", port, compression=None, max_size=None, close_timeout=0.5)
 
     async def end(server: Any) -> None:
         server.close()
