@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from pi0_control.policy import Pi0Policy
 from pi0_control.robot import RobotSpec
 from pi0_control.ros.conversions import to_ns
 from pi0_control.ros.evaluate import Examiner
+from pi0_control.ros.sim_node import REPEAT_S
 from sims.tabletop_env import TabletopEnv
 
 ARM6 = RobotSpec.from_yaml("arm6")
 TASK, SEEDS = "Lift", (100_000, 100_001)
 SENSORS = {"joint_states": JointState, **{f"{camera}/image_raw": Image for camera in ARM6.cameras}}
 LIMIT_S = 300.0
+ALL = 1000  # messages: none is lost, however slow this process is
 Episode = list[np.ndarray]
 
 
@@ -54,7 +57,7 @@ class Commands:
         self.by_stamp: dict[int, np.ndarray] = {}
 
     def __enter__(self) -> dict[int, np.ndarray]:
-        self._subscription = self._examiner.create_subscription(JointState, "joint_commands", self._keep, 10)
+        self._subscription = self._examiner.create_subscription(JointState, "joint_commands", self._keep, ALL)
         return self.by_stamp
 
     def __exit__(self, *_: object) -> None:
@@ -68,6 +71,7 @@ def over_ros(examiner: Examiner, seed: int) -> tuple[Episode, Mapping[str, Any]]
     """The commands of an episode over DDS, and what sim_node said in the end."""
     with Commands(examiner) as commands:
         episode = examiner.play(TASK, seed, LIMIT_S)
+        examiner.wait(lambda: len(commands) == episode["steps"], "the last command")
     return [commands[stamp] for stamp in sorted(commands)], episode
 
 
@@ -98,19 +102,31 @@ def test_a_rosbag_of_the_sensors_replays_to_the_same_commands(examiner, tmp_path
     publishers = {topic: examiner.create_publisher(kind, topic, 10) for topic, kind in SENSORS.items()}
     with Commands(examiner) as commands, Sensors(examiner) as seen:
         episode = examiner.play(TASK, SEEDS[0], LIMIT_S)
+        examiner.wait(lambda: len(commands) == episode["steps"], "the last command")
         played = dict(commands)
+        examiner.wait(lambda: {*product(SENSORS, played)} <= {*seen}, "what the sensors saw")
         write_bag(tmp_path / "bag", seen)
         commands.clear()
         examiner.prepare(SEEDS[0], episode["prompt"])
         examiner.enable(True)
         with Reader(tmp_path / "bag") as bag:
             for stamp_ns in sorted(played):
-                for connection, _, data in bag.messages(start=stamp_ns, stop=stamp_ns + 1):
-                    publishers[connection.topic].publish(deserialize_message(data, SENSORS[connection.topic]))
+                moment = [
+                    (publishers[connection.topic], deserialize_message(data, SENSORS[connection.topic]))
+                    for connection, _, data in bag.messages(start=stamp_ns, stop=stamp_ns + 1)
+                ]
+                show(moment)  # and again without an answer, as sim_node does: at first the policy sees time go back
+                repeat = examiner.create_timer(REPEAT_S, partial(show, moment))
                 examiner.wait(lambda: stamp_ns in commands, f"the answer to {stamp_ns}")  # noqa: B023
+                examiner.destroy_timer(repeat)
         examiner.enable(False)
     assert list(commands) == sorted(played)
     assert all(np.array_equal(commands[stamp_ns], played[stamp_ns]) for stamp_ns in played)
+
+
+def show(moment: list[tuple[Any, Any]]) -> None:
+    for publisher, message in moment:
+        publisher.publish(message)
 
 
 class Sensors:
@@ -122,7 +138,7 @@ class Sensors:
 
     def __enter__(self) -> dict[tuple[str, int], Any]:
         make = self._examiner.create_subscription
-        self._subscriptions = [make(kind, topic, partial(self._keep, topic), 10) for topic, kind in SENSORS.items()]
+        self._subscriptions = [make(kind, topic, partial(self._keep, topic), ALL) for topic, kind in SENSORS.items()]
         return self.seen
 
     def __exit__(self, *_: object) -> None:
