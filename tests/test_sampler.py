@@ -131,7 +131,7 @@ def test_each_row_knows_as_many_actions_as_it_likes(config: Pi0Config) -> None:
     for row, first in enumerate(known):
         alone = type(inputs)(**{name: value[row : row + 1] for name, value in vars(inputs).items()})
         expected = sample_actions(model, alone, noise[row], 3, known_actions=[first])
-        torch.testing.assert_close(together[row], expected[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[row], expected[0], atol=1e-4, rtol=1e-5)  # float32, values up to 6
         assert torch.equal(together[row, : len(first)], first)
 
 

@@ -36,15 +36,15 @@ def tracking(robot: RobotSpec, reach: float) -> Step:
 def holding(robot: RobotSpec) -> Step:
     """Safety alone, without an action."""
     safety = Safety(robot)
-    ages_s = dict.fromkeys(safety.inputs, 0.0)
-    return lambda index: safety.check(index * robot.dt_s, None, robot.home, ages_s)
+    ages_s, home = dict.fromkeys(safety.inputs, 0.0), robot.home
+    return lambda index: safety.check(index * robot.dt_s, None, home, ages_s)
 
 
 def playing(robot: RobotSpec, config: ChunkingConfig) -> Step:
     """Chunks through the player and Safety, each of them there one step after it was wanted."""
     safety, player = Safety(robot), ChunkPlayer(config.for_policy(HORIZON, HORIZON // 2))
-    ages_s = dict.fromkeys(safety.inputs, 0.0)
-    actions = np.repeat(robot.home[None], HORIZON, axis=0)
+    ages_s, home = dict.fromkeys(safety.inputs, 0.0), robot.home
+    actions = np.repeat(home[None], HORIZON, axis=0)
     coming: list[ActionChunk] = []
 
     def step(index: int) -> Command | None:
@@ -52,10 +52,10 @@ def playing(robot: RobotSpec, config: ChunkingConfig) -> Step:
         if coming:
             player.load(coming.pop(), now_s)
         if player.wants_chunk(now_s, "go"):
-            player.begin(now_s, Observation({}, robot.home, "go", now_s))
+            player.begin(now_s, Observation({}, home, "go", now_s))
             coming.append(ActionChunk(actions, now_s, robot.dt_s, prompt="go"))
         action = player.action(now_s)
-        return safety.check(now_s, action, robot.home, ages_s, reason=player.reason)
+        return safety.check(now_s, action, home, ages_s, reason=player.reason)
 
     return step
 

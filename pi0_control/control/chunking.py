@@ -94,20 +94,21 @@ class ChunkingConfig:
 class _Plan:
     """What is being played: the newest chunk, which begins at step ``first``; ``actions[i]`` is for step ``first + i``.
 
-    In an ensemble that is the mean of ``counts[i]`` predictions, the sum of whose weights is ``weights[i]``.
+    In an ensemble that is a mean of predictions, the sum of whose weights is ``weights[i]``; the next one will have the
+    weight ``next_weights[i]``.
     """
 
     first: int
     actions: NDArray[np.float32]
     prompt: str
-    counts: NDArray[np.int64]
     weights: NDArray[np.float64]
+    next_weights: NDArray[np.float64]
 
     @classmethod
-    def of(cls, first: int, chunk: ActionChunk, prompt: str) -> "_Plan":
-        """A chunk by itself."""
-        horizon = chunk.horizon
-        return cls(first, chunk.actions, prompt, np.ones(horizon, np.int64), np.ones(horizon))
+    def of(cls, first: int, chunk: ActionChunk, prompt: str, decay: float) -> "_Plan":
+        """A chunk by itself; the k-th prediction after it would have the weight exp(-decay k)."""
+        weights = np.ones(chunk.horizon)
+        return cls(first, chunk.actions, prompt, weights, weights * math.exp(-decay))
 
     @property
     def end(self) -> int:
@@ -115,16 +116,15 @@ class _Plan:
         return self.first + len(self.actions)
 
     def averaged_into(self, older: "_Plan", step: int, decay: float) -> "_Plan":
-        """This chunk with the older predictions for the steps from ``step`` on; weights are exp(-decay counts)."""
+        """This single chunk with the older predictions for the steps from ``step`` on."""
         end = min(self.end, older.end)
         new, old = slice(step - self.first, end - self.first), slice(step - older.first, end - older.first)
-        weight = np.exp(-decay * older.counts[old])
-        actions, counts, weights = self.actions.copy(), self.counts.copy(), self.weights.copy()
-        counts[new] += older.counts[old]
-        weights[new] = older.weights[old] + weight
-        share = (weight / weights[new])[:, None]
-        actions[new] = older.actions[old] + share * (self.actions[new] - older.actions[old])
-        return replace(self, actions=actions, counts=counts, weights=weights)
+        weight, before = older.next_weights[old], older.actions[old]
+        total = older.weights[old] + weight
+        actions, weights, next_weights = self.actions.copy(), self.weights.copy(), self.next_weights.copy()
+        actions[new] = before + (weight / total)[:, None] * (actions[new] - before)
+        weights[new], next_weights[new] = total, weight * math.exp(-decay)
+        return _Plan(self.first, actions, self.prompt, weights, next_weights)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class ChunkPlayer:
         step = self._advance(now_s)
         if self._origin_s is not None and step > self._end:
             self._stop()  # ran out, and nobody asked
-        plan = _Plan.of(inference.first, chunk, inference.prompt)
+        plan = _Plan.of(inference.first, chunk, inference.prompt, self.config.ensemble_decay)
         refusal = self._refusal(inference, plan)
         if refusal:
             self._tell(f"chunk refused: {refusal}")
