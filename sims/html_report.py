@@ -31,7 +31,7 @@ EMBEDDED = 24
 OUTCOMES = ("failure", "wrong object", "success")  # in the order of the gallery
 PLAY_METRICS = {
     "success_rate": "Success [%]",
-    "worst_seam_rad": "Worst seam between two chunks [rad]",
+    "worst_seam_rad": "Worst seam [rad]",
     "jerk_rad_s3": "Jerk of the commands [rad/s³]",
     "hold_s": "Held still [s an episode]",
 }
