@@ -35,7 +35,7 @@ class SmoothnessMeter:
     """
 
     def __init__(self, robot: RobotSpec) -> None:
-        self._robot = robot
+        self._dt_s, self._is_arm = robot.dt_s, ~robot.gripper_mask
         self._actions: list[NDArray[np.float32]] = []
         self._seams: list[float] = []
         self._holds = 0
@@ -44,14 +44,12 @@ class SmoothnessMeter:
         self, action: NDArray[np.float32], commands: Sequence[Command], seam_jumps: Sequence[NDArray[np.float32] | None]
     ) -> None:
         """One step: what was commanded [D], with the ``commands`` and ``seam_jumps`` of a ``Pi0Agent``."""
-        is_arm = ~self._robot.gripper_mask
-        self._actions.append(action[is_arm])
-        self._seams += [float(jump[is_arm].max()) for jump in seam_jumps if jump is not None]
+        self._actions.append(action[self._is_arm])
+        self._seams += [float(jump[self._is_arm].max()) for jump in seam_jumps if jump is not None]
         self._holds += any(command.status != "tracking" for command in commands)
 
     def result(self) -> Smoothness:
         """What there was since the beginning."""
-        dt_s = self._robot.dt_s
-        jerk = np.diff(np.array(self._actions, np.float64), 3, axis=0) / dt_s**3
+        jerk = np.diff(np.array(self._actions, np.float64), 3, axis=0) / self._dt_s**3
         rms = float(np.sqrt(np.mean(jerk**2))) if jerk.size else 0.0
-        return Smoothness(rms, tuple(self._seams), self._holds * dt_s)
+        return Smoothness(rms, tuple(self._seams), self._holds * self._dt_s)

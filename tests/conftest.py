@@ -1,7 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from policy_parts import ARM6, TINY, make_policy
+
+from pi0_control.policy import Pi0Policy, PolicyConfig
 
 
 @pytest.fixture
@@ -11,3 +15,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Pi0Policy:
+    return make_policy(PolicyConfig.for_robot(ARM6, TINY, num_steps=3))
+
+
+@pytest.fixture(scope="module")
+def saved(policy: Pi0Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("policies") / "saved"
+    policy.save(directory)
+    return directory

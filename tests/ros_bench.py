@@ -10,13 +10,13 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from ros_graph import Probe, Process
 from ros_robot import Robot
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+from pi0_control.ros.qos import LATCHED
+
 NODE = "/policy_node"
 SCRIPT = Path(__file__).with_name("ros_policy_process.py")
 EVERY = ("use_sim_time:=true", "qos_overrides./joint_commands.publisher.depth:=1000")  # no command is lost

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from policy_parts import ARM6, TINY, TINY05, make_policy, observe, stats
+from policy_parts import ARM6, TINY05, make_policy, observe, stats
 from safetensors import SafetensorError
 
 from pi0_control.errors import CheckpointError, ConfigError, ObservationError, RobotMismatchError
@@ -21,18 +21,6 @@ from pi0_control.policy import (
 from pi0_control.robot import RobotSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def policy() -> Pi0Policy:
-    return make_policy(PolicyConfig.for_robot(ARM6, TINY, num_steps=3))
-
-
-@pytest.fixture(scope="module")
-def saved(policy: Pi0Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("policies") / "saved"
-    policy.save(directory)
-    return directory
 
 
 def test_a_chunk_has_the_robots_shape_time_and_costs(policy: Pi0Policy) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from policy_parts import ARM6, TINY, make_policy
 
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.policy import (
@@ -13,18 +12,6 @@ from pi0_control.policy import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def policy() -> Pi0Policy:
-    return make_policy(PolicyConfig.for_robot(ARM6, TINY, num_steps=3))
-
-
-@pytest.fixture(scope="module")
-def saved(policy: Pi0Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("policies") / "saved"
-    policy.save(directory)
-    return directory
 
 
 def test_config_round_trip(policy: Pi0Policy, tmp_path: Path) -> None:

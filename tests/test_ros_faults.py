@@ -4,7 +4,7 @@ One node in a process of its own lives through all of them; what it commanded is
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-co
 
 from lifecycle_msgs.msg import Transition
 from ros_bench import NODE, Bench
+from ros_changes import joints, shifted, stamped, with_fields
 from ros_graph import ros_context
 from std_msgs.msg import String
 from swaying_policy import ARM6
 
-from pi0_control.ros.conversions import NS, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.conversions import NS
 from pi0_control.ros.inputs import STATE
 
 CAMERA = ARM6.cameras[0]
@@ -42,27 +43,6 @@ def arm(bench: Bench) -> Iterator[None]:
     bench.robot.check_commands()
 
 
-def stamped(change_ns: Callable[[int], int]) -> Callable[[Any], Any]:
-    def change(message: Any) -> Any:
-        message.header.stamp = to_stamp(change_ns(to_ns(message.header.stamp)))
-        return message
-
-    return change
-
-
-def with_fields(**fields: Any) -> Callable[[Any], Any]:
-    def change(message: Any) -> Any:
-        for name, value in fields.items():
-            setattr(message, name, value)
-        return message
-
-    return change
-
-
-def joints(names: tuple[str, ...], positions: np.ndarray) -> Callable[[Any], Any]:
-    return lambda message: joint_state_message(positions, names, to_ns(message.header.stamp))
-
-
 BAD_INPUTS: dict[str, tuple[str, Any, str]] = {
     "camera dropped": (CAMERA, None, f"{CAMERA} has been silent for"),
     "camera of the wrong size": (CAMERA, with_fields(height=24, data=bytes(24 * 192)), "'64x48 rgb8' to '64x24 rgb8'"),
@@ -72,9 +52,9 @@ BAD_INPUTS: dict[str, tuple[str, Any, str]] = {
     "NaN in joint state": (STATE, joints(ARM6.joint_names, ARM6.home * np.nan), "is not finite"),
     "joints silent": (STATE, None, "state has been silent for"),
     "stamp zero": (CAMERA, stamped(lambda stamp_ns: 0), f"{CAMERA} has a stamp of zero"),
-    "stamp in the future": (CAMERA, stamped(lambda stamp_ns: stamp_ns + NS), "s in the future"),
-    "stamp late": (STATE, stamped(lambda stamp_ns: stamp_ns - NS), "state comes 1."),
-    "cameras skewed": (CAMERA, stamped(lambda stamp_ns: stamp_ns - NS // 3), "s behind the other cameras"),
+    "stamp in the future": (CAMERA, shifted(NS), "s in the future"),
+    "stamp late": (STATE, shifted(-NS), "state comes 1."),
+    "cameras skewed": (CAMERA, shifted(-(NS // 3)), "s behind the other cameras"),
 }
 
 

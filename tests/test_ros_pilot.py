@@ -1,7 +1,6 @@
 """The loop without ROS: holds with a reason, recovers, and never lets the arm jump."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-control[ros]' brings it")
 
+from ros_changes import joints, shifted, stamped, with_fields
 from ros_flight import Flight
 from swaying_policy import ARM6
 
-from pi0_control.ros.conversions import NS, joint_state_message, to_stamp
+from pi0_control.ros.conversions import NS
 from pi0_control.ros.inputs import STATE
 
 CAMERA = ARM6.cameras[0]
@@ -31,44 +31,18 @@ def flying(**options: Any) -> Flight:
     return flight
 
 
-def stamped(offset_ns: int) -> Callable[[Any], Any]:
-    """The good message with another stamp; 0 for none at all."""
-
-    def change(message: Any) -> Any:
-        stamp_ns = message.header.stamp.sec * NS + message.header.stamp.nanosec
-        message.header.stamp = to_stamp(stamp_ns + offset_ns if offset_ns else 0)
-        return message
-
-    return change
-
-
-def with_fields(**fields: Any) -> Callable[[Any], Any]:
-    def change(message: Any) -> Any:
-        for name, value in fields.items():
-            setattr(message, name, value)
-        return message
-
-    return change
-
-
-def joints(names: tuple[str, ...], positions: np.ndarray) -> Callable[[Any], Any]:
-    return lambda message: joint_state_message(
-        positions, names, message.header.stamp.sec * NS + message.header.stamp.nanosec
-    )
-
-
 FAULTS: dict[str, tuple[str, Any, str]] = {
     "camera dropped": (CAMERA, None, f"{CAMERA} has been silent for"),
     "camera wrong size": (CAMERA, with_fields(height=4, data=bytes(96)), "changed from '8x8 rgb8' to '8x4 rgb8'"),
     "camera torn": (CAMERA, with_fields(data=bytes(5)), f"{CAMERA}: The image says 8x8 .* has 5 bytes"),
     "encoding swapped": (CAMERA, with_fields(encoding="bgr8"), "changed from '8x8 rgb8' to '8x8 bgr8'"),
     "encoding unknown": (CAMERA, with_fields(encoding="16UC1"), "encoding '16UC1'; supported"),
-    "stamp zero": (CAMERA, stamped(0), f"{CAMERA} has a stamp of zero"),
-    "stamp in the future": (CAMERA, stamped(NS), f"{CAMERA} is stamped 1.00 s in the future"),
-    "stamp old": (CAMERA, stamped(-NS), f"{CAMERA} comes 1.00 s late"),
-    "cameras skewed": (CAMERA, stamped(-NS // 5), f"{CAMERA} is 0.20 s behind the other cameras"),
+    "stamp zero": (CAMERA, stamped(lambda stamp_ns: 0), f"{CAMERA} has a stamp of zero"),
+    "stamp in the future": (CAMERA, shifted(NS), f"{CAMERA} is stamped 1.00 s in the future"),
+    "stamp old": (CAMERA, shifted(-NS), f"{CAMERA} comes 1.00 s late"),
+    "cameras skewed": (CAMERA, shifted(-NS // 5), f"{CAMERA} is 0.20 s behind the other cameras"),
     "state dropped": (STATE, None, "state has been silent for"),
-    "state stamp zero": (STATE, stamped(0), "state has a stamp of zero"),
+    "state stamp zero": (STATE, stamped(lambda stamp_ns: 0), "state has a stamp of zero"),
     "joint missing": (STATE, joints(ARM6.joint_names[1:], ARM6.home[1:]), r"state: The joint .* lacks \['waist'\]"),
     "joint not finite": (STATE, joints(ARM6.joint_names, ARM6.home * np.nan), "state: The position of .* not finite"),
     "joints without names": (STATE, with_fields(name=[]), "state: The joint state has 0 names"),

@@ -24,11 +24,6 @@ from pi0_control.policy.train_tokenizer import BUNDLED_FILE
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def policy() -> Pi0Policy:
-    return make_policy(PolicyConfig.for_robot(ARM6, TINY, num_steps=3))
-
-
 def test_inputs_are_in_model_space(policy: Pi0Policy) -> None:
     inputs = policy.transforms.inputs([observe(0), observe(1)])
     assert inputs.images.shape == (2, 3, 3, 16, 16)

@@ -11,18 +11,18 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from pi0_control.errors import ConfigError, Pi0Error
+from pi0_control.ros.qos import LATCHED
 
 POLICY, SIM = "policy_node", "sim_node"
 ANSWER_S = 120.0  # a node that loads its policy is slow to answer
 BRAKE_S = 5.0  # an arm that was disabled brakes before it can be reset
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Examiner(Node):

@@ -18,7 +18,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
@@ -39,12 +39,12 @@ from pi0_control.ros.lock_step import LockStep
 from pi0_control.ros.outputs import Output
 from pi0_control.ros.parameters import NodeConfig
 from pi0_control.ros.pilot import Pilot
+from pi0_control.ros.qos import LATCHED
 from pi0_control.types import Observation
 
 BRAKE_LIMIT_S = 2.0
 SPIN_S = 0.1  # how soon a signal is heeded
 NEVER_S = 1e9
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 LoadPolicy = Callable[[NodeConfig], Policy]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 

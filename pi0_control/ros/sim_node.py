@@ -21,7 +21,7 @@ from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeExce
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
@@ -32,12 +32,12 @@ from trajectory_msgs.msg import JointTrajectory
 from pi0_control.errors import ConfigError, Pi0Error
 from pi0_control.robot import RobotSpec
 from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.qos import LATCHED
 from pi0_control.ros.trajectory import Trajectory
 
 MAX_LAG_NS = NS // 5  # of the world behind real time, before time is let go
 REPEAT_S = 0.5  # of an observation without an answer, in lock-step
 PROMPT_PERIOD_S = 1.0
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class SimulatedRobot(Protocol):
