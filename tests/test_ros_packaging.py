@@ -84,13 +84,13 @@ def test_installed_it_is_found_and_its_nodes_run(make, options, tmp_path, monkey
     assert (share / "package.xml").read_text(encoding="utf-8") == (SOURCE / "package.xml").read_text(encoding="utf-8")
     for name in (*LAUNCH_FILES, *(file.name for file in PARAMETER_FILES)):
         assert len(list(share.rglob(name))) == 1, name  # ros2 launch refuses a second one
-    for node, refusal in (("policy_node", "Parameter seed"), ("sim_node", "sim_node: .*'seed'")):
+    for node in ("policy_node", "sim_node"):
         executable = prefix / "lib" / "pi0_control" / node
         assert os.access(executable, os.X_OK)
         start = f"{sourced(prefix)} exec {executable} --ros-args -p seed:=seven"
         done = run("sh", "-c", start, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         assert done.returncode == 2, done.stderr
-        assert re.search(refusal, done.stderr), done.stderr
+        assert "Parameter seed" in done.stderr
 
 
 def test_versions_and_dependencies_are_the_same_for_pip_and_colcon() -> None:

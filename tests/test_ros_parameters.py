@@ -27,12 +27,11 @@ def test_the_defaults_are_those_of_the_configurations_they_make() -> None:
     assert config.cameras_of(ARM6) == ARM6.cameras
 
 
-def test_every_setting_has_a_parameter_but_ages_of_single_cameras_and_of_the_prompt() -> None:
+def test_every_setting_has_a_parameter() -> None:
     settings = {f"chunking.{entry.name}" for entry in fields(ChunkingConfig)}
     settings |= {f"safety.{entry.name}" for entry in fields(SafetyConfig)}
     settings |= {entry.name for entry in fields(NodeConfig)} - {"chunking", "safety"}
-    assert settings - {*TABLE} == {"safety.camera_ages_s", "safety.max_prompt_age_s"}
-    assert {*TABLE} <= settings
+    assert {*TABLE} == settings
 
 
 def test_every_parameter_says_what_it_is_and_numbers_have_bounds() -> None:
@@ -50,6 +49,12 @@ def test_values_that_stand_for_none() -> None:
     config = configured(chunking__execution_horizon=4, chunking__max_delay=0, chunking__first_delay=-1)
     assert (config.chunking.execution_horizon, config.chunking.max_delay) == (4, 0)
     assert config.chunking.first_delay is None
+    assert configured(safety__max_prompt_age_s=2.0).safety.max_prompt_age_s == 2.0
+
+
+def test_ages_of_single_cameras_are_given_by_name() -> None:
+    config = configured(safety__camera_ages_s="left_wrist_0_rgb=0.2 base_0_rgb=1")
+    assert config.safety.camera_ages_s == {"left_wrist_0_rgb": 0.2, "base_0_rgb": 1.0}
 
 
 def test_cameras_are_in_the_robots_order() -> None:
@@ -63,6 +68,8 @@ def test_cameras_are_in_the_robots_order() -> None:
         ({"chunking__strategy": "luck"}, "Parameter chunking.strategy is 'luck'; expected one of .*'rtc'"),
         ({"safety__max_jump_s": 0.0}, r"Parameters safety.\*: max_jump_s is 0.0; expected a finite number above zero"),
         ({"safety__near_s": 0.4}, r"Parameters safety.\*: near_s is 0.4; expected less than max_jump_s"),
+        ({"safety__camera_ages_s": "base_0_rgb"}, "safety.camera_ages_s is 'base_0_rgb'; expected such as"),
+        ({"safety__camera_ages_s": "base_0_rgb=0"}, r"Parameters safety.\*: camera_ages_s\['base_0_rgb'\] is 0.0"),
         ({"lock_step": True, "output": "positions"}, "output is 'positions'; expected 'joint_state' with lock_step"),
         ({"lock_step": True, "chunking__interpolation": 2}, "chunking.interpolation is 2; expected 1 with lock_step"),
     ],

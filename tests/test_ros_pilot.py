@@ -14,6 +14,7 @@ from ros_changes import joints, shifted, stamped, with_fields
 from ros_flight import Flight
 from swaying_policy import ARM6
 
+from pi0_control.control import SafetyConfig
 from pi0_control.ros.conversions import NS
 from pi0_control.ros.inputs import STATE
 
@@ -72,6 +73,28 @@ def test_a_frozen_camera_is_told_from_a_silent_one() -> None:
     assert command is not None
     assert command.status == "holding"
     assert command.reason.startswith(f"{CAMERA} is frozen: it has repeated one stamp for 0.55 s")
+
+
+def test_a_camera_may_have_an_age_limit_of_its_own() -> None:
+    flight = flying(safety=SafetyConfig(camera_ages_s={CAMERA: 0.2}))
+    flight.step(5, **{ARM6.cameras[1]: None})
+    assert "behind the other cameras" in flight.commands[-1].reason
+    flight.step()
+    flight.step(5, **{CAMERA: None})
+    assert flight.commands[-1].reason == f"{CAMERA} has been silent for 0.25 s; the limit is 0.2 s"
+
+
+def test_a_prompt_of_limited_age_has_to_come_again() -> None:
+    flight = flying(safety=SafetyConfig(max_prompt_age_s=500.0))
+    flight.pilot.hear("sway", flight.now_ns / NS - 499.9)
+    command = flight.step(20)
+    assert command is not None
+    assert (command.status, command.reason) == ("holding", "the newest of prompt is 500.90 s old; the limit is 500 s")
+    flight.pilot.hear("sway", flight.now_ns / NS)
+    command = flight.step(4)
+    assert command is not None
+    assert command.status == "tracking"
+    flight.check_commands()
 
 
 def test_shuffled_joints_are_put_in_order() -> None:

@@ -136,7 +136,7 @@ class Inputs:
     def _late(self, name: str, received: _Received | None, now_s: float) -> str:
         """What is wrong with the time of the newest of a stream."""
         limits = self._limits
-        limit_s = limits.max_state_age_s if name == STATE else limits.max_camera_age_s
+        limit_s = limits.camera_ages_s.get(name, limits.max_state_age_s if name == STATE else limits.max_camera_age_s)
         if received is None:
             return f"nothing has come from {name} {self._since}"
         age_s, still_s = received.age_s(now_s), now_s - received.came_s

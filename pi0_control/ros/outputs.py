@@ -37,7 +37,7 @@ class Output:
         self.publisher: LifecyclePublisher[Any] = node.create_lifecycle_publisher(
             message_type, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies()
         )
-        self._kind, self._robot = kind, robot
+        self._kind, self._robot, self._speed = kind, robot, robot.max_velocity
         self._announced: list[Command] = []
 
     def send(self, pilot: Pilot, command: Command, stamp_ns: int) -> None:
@@ -59,7 +59,7 @@ class Output:
             return False
         index = round((command.stamp_s - self._announced[0].stamp_s) / pilot.period_s)
         said = self._announced[min(index, len(self._announced) - 1)]
-        near = pilot.safety.config.near_s * self._robot.max_velocity
+        near = pilot.safety.config.near_s * self._speed
         is_same_motion = (said.status == "tracking") == (command.status == "tracking")
         return is_same_motion and bool((np.abs(said.positions - command.positions) <= near).all())
 

@@ -1,4 +1,4 @@
-"""Every parameter of the policy node, declared once; a frozen, checked configuration made from them."""
+"""Parameters of the nodes, declared once; for the policy node, a frozen, checked configuration made from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +15,7 @@ from pi0_control.robot import RobotSpec
 
 OutputKind = Literal["joint_state", "positions", "trajectory"]
 STEPS, SECONDS = (0, 1000), (0.0, 3600.0)
+CAMERA_AGES = "safety.camera_ages_s"
 AT_SPEED = "in time at the velocity limit"
 
 
@@ -27,7 +28,8 @@ class Entry:
         description: with its unit.
         bounds: lowest and highest value of a number.
         choices: of a text.
-        is_live: may change at any time; the others only while the node is unconfigured.
+        is_live: may change at any time; others of the policy node only while it is unconfigured.
+        is_read_only: never changes; what the node was started with holds.
         none: the value that stands for None in the configuration.
     """
 
@@ -36,11 +38,12 @@ class Entry:
     bounds: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     is_live: bool = False
+    is_read_only: bool = False
     none: float | None = None
 
     def descriptor(self) -> ParameterDescriptor:
         """As ROS shows it."""
-        descriptor = ParameterDescriptor(description=self.description)
+        descriptor = ParameterDescriptor(description=self.description, read_only=self.is_read_only)
         if self.choices:
             descriptor.additional_constraints = f"one of {', '.join(self.choices)}"
         if isinstance(self.default, float) and self.bounds:
@@ -91,6 +94,8 @@ TABLE: dict[str, Entry] = {
     "safety.tracking_fault_s": _seconds(0.5, "for how long it may be further"),
     "safety.max_state_age_s": _seconds(0.2, "the oldest that joint states may be"),
     "safety.max_camera_age_s": _seconds(0.5, "the oldest that images may be"),
+    "safety.camera_ages_s": Entry("", "for single cameras [s], such as base_0_rgb=0.2, separated by blanks"),
+    "safety.max_prompt_age_s": _seconds(0.0, "how long a prompt is followed unless it comes again; 0 for ever", none=0),
     "safety.max_ahead_s": _seconds(0.05, "how far in the future a stamp may lie"),
     "safety.max_inference_s": _seconds(2.0, "an inference that takes longer has failed"),
     "safety.policy_fault_s": _seconds(5.0, "a policy that fails for longer is a fault"),
@@ -143,13 +148,22 @@ class NodeConfig:
             if entry.choices and values[name] not in entry.choices:
                 raise ConfigError(f"Parameter {name} is {values[name]!r}; expected one of {list(entry.choices)}.")
         own = {entry.name: values[entry.name] for entry in fields(cls) if entry.name in TABLE}
+        values = {**values, CAMERA_AGES: _camera_ages(values[CAMERA_AGES])}
         safety = _group(SafetyConfig, "safety", values)
         return cls(**own, chunking=_group(ChunkingConfig, "chunking", values), safety=safety)
 
 
+def _camera_ages(text: str) -> dict[str, float]:
+    """Seconds by camera."""
+    try:
+        return {name: float(age_s) for name, age_s in (pair.split("=") for pair in text.split())}
+    except ValueError as error:
+        raise ConfigError(f"Parameter {CAMERA_AGES} is {text!r}; expected such as 'base_0_rgb=0.2'.") from error
+
+
 def _group(config: type, group: str, values: Mapping[str, Any]) -> Any:
     """A frozen configuration from the parameters named after its fields."""
-    names = {entry.name: f"{group}.{entry.name}" for entry in fields(config) if f"{group}.{entry.name}" in TABLE}
+    names = {entry.name: f"{group}.{entry.name}" for entry in fields(config)}
     given = {field: values[name] for field, name in names.items()}
     try:
         return config(**{field: None if given[field] == TABLE[names[field]].none else given[field] for field in given})
@@ -157,19 +171,19 @@ def _group(config: type, group: str, values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"Parameters {group}.*: {error}") from error
 
 
-def declare(node: Node) -> None:
-    """Declare all of them.
+def declare(node: Node, table: Mapping[str, Entry]) -> None:
+    """Declare all of a table.
 
     Raises:
         ConfigError: a value given from outside has the wrong type or is out of range.
     """
-    for name, entry in TABLE.items():
+    for name, entry in table.items():
         try:
             node.declare_parameter(name, entry.default, entry.descriptor())
         except ParameterException as error:
             raise ConfigError(f"Parameter {name}: {error}; expected {entry.description}.") from error
 
 
-def read(node: Node) -> NodeConfig:
-    """The configuration from what the parameters are now."""
-    return NodeConfig.from_values({name: node.get_parameter(name).value for name in TABLE})
+def values(node: Node, table: Mapping[str, Entry]) -> dict[str, Any]:
+    """What the parameters of a table are now, by name."""
+    return {name: node.get_parameter(name).value for name in table}

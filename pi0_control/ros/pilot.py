@@ -4,6 +4,7 @@ Inference runs on a worker; everything else happens in :meth:`Pilot.step`. What 
 decided by :class:`ChunkPlayer` and :class:`Safety`.
 """
 
+import math
 from concurrent.futures import Executor, Future, wait
 from copy import copy
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class Pilot:
         is_lock_step: wait for every inference, because the robot waits too.
 
     Attributes:
-        prompt: the instruction in force; without one the arm holds.
+        prompt: the instruction in force, as of the last :meth:`hear`; without one the arm holds.
         is_enabled: whether the policy drives.
         command: the last one, while it commands.
         look: the inputs of the last step.
@@ -79,6 +80,11 @@ class Pilot:
         self._inference: _Inference | None = None
         self._policy_error = self._bad_observation = ""
         self._clock_ns = 0
+        self._heard_s = 0.0
+
+    def hear(self, prompt: str, now_s: float) -> None:
+        """The instruction from now on, be it a new one or the same again; ``now_s`` is the steady clock [s]."""
+        self.prompt, self._heard_s = prompt, now_s
 
     def enable(self) -> str:
         """Let the policy drive. Returns why not, empty if it does."""
@@ -128,12 +134,13 @@ class Pilot:
         look = self.look = self.inputs.look(now_s)
         if not self.is_enabled and self.command is None:
             return None
-        action, reason = self._action(look, now_s)
+        prompt_age_s = 0.0 if self._is_lock_step else now_s - self._heard_s
+        action, reason = self._action(look, now_s, prompt_age_s)
         command = self.safety.check(
             now_s,
             action,
             look.state,
-            look.ages_s,
+            {**look.ages_s, "prompt": prompt_age_s},
             reason=reason,
             policy_error=self._policy_error,
             inference_s=now_s - self._inference.begun_s if self._inference else 0.0,
@@ -166,10 +173,11 @@ class Pilot:
             self.player.reset()
         self._clock_ns = clock_ns
 
-    def _action(self, look: Look, now_s: float) -> tuple[NDArray[np.float32] | None, str]:
+    def _action(self, look: Look, now_s: float, prompt_age_s: float) -> tuple[NDArray[np.float32] | None, str]:
         """What the policy wants now; None, and why, where it wants nothing or must not be asked."""
         trouble = next(iter(look.troubles.values()), "") or ("" if self.prompt else "there is no prompt")
-        if trouble or not self.is_enabled:
+        is_old = prompt_age_s > (self.safety.config.max_prompt_age_s or math.inf)  # as Safety will say
+        if trouble or is_old or not self.is_enabled:
             self._policy_error = self._bad_observation = ""  # who is not asked does not fail
             return None, trouble if self.is_enabled else "disabled"
         if not self.safety.fault:

@@ -99,7 +99,7 @@ class PolicyNode(LifecycleNode):
         self._lock = threading.Lock()  # of the pilot
         self._stands = threading.Event()  # nothing is commanded
         self._state = ""
-        parameters.declare(self)
+        parameters.declare(self, parameters.TABLE)
         self.add_on_set_parameters_callback(self._judge_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -173,7 +173,7 @@ class PolicyNode(LifecycleNode):
             raise
 
     def _configured(self) -> _Rig:
-        config = parameters.read(self)
+        config = NodeConfig.from_values(parameters.values(self, parameters.TABLE))
         policy = self._load(config)
         robot = policy.robot
         cameras = config.cameras_of(robot)
@@ -184,7 +184,7 @@ class PolicyNode(LifecycleNode):
         worker = ThreadPoolExecutor(1, "inference")
         safety = Safety(robot, limits, cameras)
         pilot = Pilot(policy, inputs, config.chunking, safety, worker, config.lock_step)
-        pilot.prompt = config.prompt
+        pilot.hear(config.prompt, time.monotonic())
         worker.submit(_warm_up, policy, cameras).result()
         lock_step = LockStep(pilot) if config.lock_step else None
         output, diagnostics = Output(self, config.output, robot), Diagnostics(self.get_fully_qualified_name())
@@ -282,8 +282,15 @@ class PolicyNode(LifecycleNode):
     # people
 
     def _on_prompt(self, message: String) -> None:
-        if message.data != self.get_parameter("prompt").value:
+        if message.data == self.get_parameter("prompt").value:
+            self._hear(message.data)
+        else:
             self.set_parameters([Parameter("prompt", value=message.data)])
+
+    def _hear(self, prompt: str) -> None:
+        if self._rig is not None:
+            with self._lock:
+                self._rig.pilot.hear(prompt, time.monotonic())
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         rig = self._rig
@@ -322,8 +329,8 @@ class PolicyNode(LifecycleNode):
 
     def _apply_parameters(self, changes: list[Parameter[Any]]) -> None:
         for change in changes:
-            if change.name == "prompt" and self._rig is not None:
-                self._rig.pilot.prompt = change.value
+            if change.name == "prompt":
+                self._hear(change.value)
                 self._prompt.publish(String(data=change.value))
 
 

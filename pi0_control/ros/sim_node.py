@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import rclpy
 from numpy.typing import NDArray
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -31,7 +30,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi0_control.errors import ConfigError, Pi0Error
 from pi0_control.robot import RobotSpec
+from pi0_control.ros import parameters
 from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.parameters import Entry
 from pi0_control.ros.qos import LATCHED
 from pi0_control.ros.trajectory import Trajectory
 
@@ -82,30 +83,13 @@ class SimulatedRobot(Protocol):
         """Free what it holds."""
 
 
-def _describe(text: str, *, fixed: bool = False, **ranges: Any) -> ParameterDescriptor:
-    return ParameterDescriptor(description=text, read_only=fixed, **ranges)
-
-
-PARAMETERS: dict[str, tuple[Any, ParameterDescriptor]] = {
-    "task": ("Lift", _describe("Task of the next episode.")),
-    "perturb": ("none", _describe("What varies in the scene of the next episode: a suite of pi0 eval --perturb.")),
-    "seed": (
-        0,
-        _describe(
-            "Scene of the next episode; every episode counts it up.",
-            integer_range=[IntegerRange(from_value=0, to_value=2**31, step=1)],
-        ),
-    ),
-    "lock_step": (False, _describe("Time stands still until a joint_commands answers the observation.", fixed=True)),
-    "publish_clock": (False, _describe("Publish /clock and stamp with simulated time, not system time.", fixed=True)),
-    "camera_rate_hz": (
-        30.0,
-        _describe(
-            "Images per second and camera [Hz].",
-            fixed=True,
-            floating_point_range=[FloatingPointRange(from_value=1.0, to_value=100.0)],
-        ),
-    ),
+TABLE = {
+    "task": Entry("Lift", "of the next episode", is_live=True),
+    "perturb": Entry("none", "what varies in the scene of the next episode, as for pi0 eval", is_live=True),
+    "seed": Entry(0, "scene of the next episode; every episode counts it up", (0, 2**31), is_live=True),
+    "lock_step": Entry(False, "time stands still until a joint_commands answers the observation", is_read_only=True),
+    "publish_clock": Entry(False, "publish /clock and stamp with simulated time, not system time", is_read_only=True),
+    "camera_rate_hz": Entry(30.0, "images per second and camera [Hz]", (1.0, 100.0), is_read_only=True),
 }
 
 
@@ -120,7 +104,9 @@ class SimNode(Node):
         super().__init__("sim_node", **options)
         self._simulated, self._robot = simulated, simulated.robot
         self._names = list(self._robot.joint_names)
-        values = self._declare()
+        parameters.declare(self, TABLE)
+        values = parameters.values(self, TABLE)
+        simulated.check(values["task"], values["perturb"])
         self._is_stepped, is_clock = values["lock_step"], values["publish_clock"]
         self._is_simulated_time = self._is_stepped or is_clock
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -140,18 +126,6 @@ class SimNode(Node):
         else:
             self.create_timer(simulated.servo_period_s, self._keep_pace, clock=self._steady)
         self.create_timer(PROMPT_PERIOD_S, self._tell_prompt, clock=self._steady)
-
-    def _declare(self) -> dict[str, Any]:
-        """Declare all parameters; their values."""
-        try:
-            values = {
-                name: self.declare_parameter(name, default, descriptor).value
-                for name, (default, descriptor) in PARAMETERS.items()
-            }
-        except (InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException) as error:
-            raise ConfigError(f"sim_node: {error}") from error
-        self._simulated.check(values["task"], values["perturb"])
-        return values
 
     def _open_topics(self, *, publish_clock: bool) -> None:
         overridable = QoSOverridingOptions.with_default_policies()
@@ -186,9 +160,9 @@ class SimNode(Node):
 
     # Episodes
 
-    def _judge_parameters(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
+    def _judge_parameters(self, changes: list[Parameter[Any]]) -> SetParametersResult:
         asked = {name: self.get_parameter(name).value for name in ("task", "perturb")}
-        asked |= {parameter.name: parameter.value for parameter in parameters if parameter.name in asked}
+        asked |= {change.name: change.value for change in changes if change.name in asked}
         try:
             self._simulated.check(**asked)
         except ConfigError as error:
