@@ -47,6 +47,8 @@ def test_help_names_the_subcommands() -> None:
         (["record", "--seed", "-1", "--out", "x"], "--seed is -1; expected 0 or more."),
         (["record", "--episodes", "0", "--out", "x"], "--episodes is 0; expected 1 or more."),
         (["record", "--task", "scenes", "Reach", "--out", "x"], "recorded alone"),
+        (["record", "--mask-cameras", "left_wrist_0_rgb", "--out", "x"], "Only a pilot can lose cameras"),
+        (["record", "--pilot", "mini", "--mask-cameras", "tail", "--out", "x"], "No camera 'tail'"),
         (["train", "--dataset", "nowhere", "--out", "x"], "nowhere"),
         (["inspect", "nowhere"], "No file nowhere/meta/info.json; expected a LeRobotDataset there."),
     ],

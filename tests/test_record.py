@@ -81,6 +81,25 @@ def test_calm_demonstrations_reach_every_goal() -> None:
         assert not is_lift or height > 0.1
 
 
+def test_the_expert_takes_over_where_a_pilot_left() -> None:
+    class Reacher:
+        """Goes to one pose, whatever it sees."""
+
+        pose = TabletopEnv().robot.home + np.float32([1.2, 0, 0, 0, 0, 0, 0])
+
+        def reset(self, seed: int | None = None) -> None:
+            pass
+
+        def get_action(self, observation: object) -> np.ndarray:
+            return self.pose
+
+    alone, piloted = MemoryWriter(), MemoryWriter()
+    record(("Reach",), 4, 0, alone)
+    record(("Reach",), 4, 0, piloted, make_pilot=lambda env: Reacher())
+    turned = [[episode["frames"][0][1][0] for episode in writer.episodes] for writer in (alone, piloted)]
+    assert max(turned[1]) > Reacher.pose[0] - 0.1 > max(turned[0])
+
+
 def test_scenes_show_every_block_somewhere_else_in_each_frame() -> None:
     writer = MemoryWriter()
     record((SCENES,), 1, 0, writer)
