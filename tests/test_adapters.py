@@ -7,7 +7,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pi0_control.control import adapters
-from pi0_control.control.adapters import AlohaAction, AlohaState, AxisAngle
+from pi0_control.control.adapters import AxisAngle
 from pi0_control.control.mapping import EnvironmentMapping, Layout
 from pi0_control.errors import ConfigError
 from pi0_control.robot import RobotSpec
@@ -53,10 +53,8 @@ UR5_SPACE = spaces.Dict(
 )
 GYM_ALOHA_SPACE = spaces.Dict({"agent_pos": vector(14, 1000, np.float64), "pixels": spaces.Dict({"top": PICTURE})})
 CASES: list[tuple[Layout, str, spaces.Dict, spaces.Box]] = [
-    (adapters.aloha(), "aloha_pi", ALOHA_SPACE, vector(14)),
-    (adapters.aloha(adapt_to_pi=False), "aloha", ALOHA_SPACE, vector(14)),
+    (adapters.aloha(), "aloha", ALOHA_SPACE, vector(14)),
     (adapters.gym_aloha(), "aloha", GYM_ALOHA_SPACE, vector(14, 1)),
-    (adapters.gym_aloha(adapt_to_pi=True), "aloha_pi", GYM_ALOHA_SPACE, vector(14, 1)),
     (adapters.droid(), "droid", DROID_SPACE, vector(8, 1)),
     (adapters.droid(control="joint_position"), "droid", DROID_SPACE, vector(8)),
     (adapters.libero(), "libero", LIBERO_SPACE, vector(7, 1)),
@@ -81,41 +79,12 @@ def test_each_fits_its_robot_and_maps_what_its_spaces_allow(
     assert action.dtype == actions.dtype
 
 
-def test_aloha_state_is_openpi_s() -> None:
-    def angular(opening: float) -> float:
-        way = opening * (0.05800 - 0.01844) + 0.01844
-        sine = (0.022**2 + way**2 - 0.036**2) / (2 * 0.022 * way)
-        return (math.asin(min(1, max(-1, sine))) - 0.5476) / (1.6296 - 0.5476)
-
-    state = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7] * 2)
-    arm = [0.1, -0.2, -0.3, 0.4, 0.5, 0.6, angular(0.7)]
-    np.testing.assert_allclose(AlohaState().to_robot(state), arm * 2, rtol=1e-12)
-    assert angular(0) == pytest.approx(-1.0798, abs=1e-4)
-    assert angular(1) == pytest.approx(0.9456, abs=1e-4)
-    assert np.isfinite(AlohaState().to_robot(np.full(14, -0.01844 / (0.05800 - 0.01844)))).all()
-
-
-def test_aloha_action_is_openpi_s() -> None:
-    arm = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    expected = [0.1, -0.2, -0.3, 0.4, 0.5, 0.6, (0.7 + 0.5476 + 0.6213) / (1.4910 + 0.6213)]
-    np.testing.assert_allclose(AlohaAction().to_environment(np.tile(arm, 2)), expected * 2, rtol=1e-12)
-    spec = RobotSpec.from_yaml("aloha_pi")  # its gripper limits and rest are ALOHA's 0, 1 and 0.1
-    grippers = [AlohaAction().to_robot(np.full(14, value))[6] for value in (0, 1, 0.1)]
-    np.testing.assert_allclose([spec.lower[6], spec.upper[6], spec.home[6]], grippers, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("conversion", "width"),
-    [(AlohaState(), 14), (AlohaAction(), 14), (AxisAngle(), 4)],
-    ids=["state", "action", "axis"],
-)
-def test_to_the_robot_and_back_changes_nothing(conversion: Any, width: int) -> None:
-    values = np.random.default_rng(0).uniform(0.02, 1, (20, width))
-    if width == 4:
-        values = values * [1, -1, 1, 1] / np.linalg.norm(values, axis=-1, keepdims=True)
-        values[10:, 3] *= -1  # turns by more than half a revolution
+def test_rotation_vectors_become_the_quaternions_they_were() -> None:
+    values = np.random.default_rng(0).uniform(0.02, 1, (20, 4))
+    values = values * [1, -1, 1, 1] / np.linalg.norm(values, axis=-1, keepdims=True)
+    values[10:, 3] *= -1  # turns by more than half a revolution
     before = values.copy()
-    np.testing.assert_allclose(conversion.to_environment(conversion.to_robot(values)), values, atol=1e-9)
+    np.testing.assert_allclose(AxisAngle().to_environment(AxisAngle().to_robot(values)), values, atol=1e-9)
     np.testing.assert_array_equal(values, before)
 
 
@@ -154,7 +123,7 @@ def test_gym_aloha_has_one_camera_and_radians_beyond_its_action_space() -> None:
 
 def test_an_aloha_without_wrists_shows_none() -> None:
     layout = adapters.aloha(cameras=["cam_high"])
-    mapping = EnvironmentMapping(*mapping_parts("aloha_pi", layout, ALOHA_SPACE, 14))
+    mapping = EnvironmentMapping(*mapping_parts("aloha", layout, ALOHA_SPACE, 14))
     assert [*mapping.observation(ALOHA_SPACE.sample())["images"]] == ["cam_high"]
     with pytest.raises(ConfigError, match=r"\['cam_low'\] are not used"):
         adapters.aloha(cameras=ALOHA_CAMERAS)

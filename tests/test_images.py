@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pi0_control.errors import ObservationError
-from pi0_control.policy.images import resize_with_pad, to_model_range
+from pi0_control.policy.images import Resize, fit_image, resize_with_pad, to_model_range
 
 
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -47,6 +47,32 @@ def test_channels_stay_rgb_and_orientation_stays() -> None:
     small = resize_with_pad(image, 20)
     assert tuple(small[2, 10]) == (255, 0, 0)
     assert tuple(small[17, 10]) == (0, 0, 255)
+
+
+def test_lerobot_pads_differently_in_each_version() -> None:
+    image = np.full((300, 200, 3), 255, np.uint8)
+    expected: dict[Resize, tuple[float, int]] = {
+        "pad_antialias": (-1.0, 37),
+        "lerobot_v03": (-1.0, 75),
+        "lerobot_v04": (-3.0, 37),
+        "lerobot_v05": (-1.0, 37),
+    }
+    for resize, (margin, left) in expected.items():
+        fitted = fit_image(image, 224, resize)
+        assert fitted.dtype == np.float32
+        inside = fitted[..., 0] > 0.999
+        assert np.flatnonzero(inside.all(axis=0)).tolist() == [*range(left, left + 149)]
+        assert (fitted[~inside] == margin).all()
+
+
+def test_lerobot_samples_without_averaging() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    fitted = fit_image(image, 4, "lerobot_v05")  # the middle of each 3x3 patch
+    np.testing.assert_allclose(fitted, image[1::3, 1::3] / 255 * 2 - 1, atol=1e-6)
+    assert np.abs(fitted - fit_image(image, 4)).max() > 0.2
+    np.testing.assert_allclose(fit_image(image, 12, "lerobot_v04"), fit_image(image, 12), atol=1e-6)
+    with pytest.raises(ObservationError, match="expected"):
+        fit_image(image[..., 0], 4, "lerobot_v05")
 
 
 def test_an_extreme_aspect_ratio_still_leaves_one_pixel() -> None:

@@ -10,6 +10,7 @@ from pi0_control.policy import (
     Pi0Policy,
     PolicyConfig,
 )
+from pi0_control.policy.config import LATER_FIELDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,10 +19,12 @@ def test_config_round_trip(policy: Pi0Policy, tmp_path: Path) -> None:
     config = dataclasses.replace(policy.config, provenance={"steps": 10, "data": "60 demonstrations, 4 tasks"})
     config.save(tmp_path / "policy.json")
     assert PolicyConfig.load(tmp_path / "policy.json") == config
-    assert "rtc_max_delay" not in config.to_dict()  # so that policies that are not trained for it stay as they were
-    config = dataclasses.replace(config, rtc_max_delay=3)
+    assert not {*LATER_FIELDS} & {*config.to_dict()}  # so that policies without them stay as they were
+    later = {"rtc_max_delay": 3, "norm_rule": "lerobot", "rates": ("tool",), "uncommanded": ("gripper",)}
+    config = dataclasses.replace(config, **later)
     config.save(tmp_path / "policy.json")
-    assert PolicyConfig.load(tmp_path / "policy.json").rtc_max_delay == 3
+    assert PolicyConfig.load(tmp_path / "policy.json") == config
+    assert config.commanded == (0, 1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,13 @@ def test_config_round_trip(policy: Pi0Policy, tmp_path: Path) -> None:
         ({"format_version": 2}, "format_version 2 is unknown; expected 1"),
         ({"format_version": None}, "format_version None"),
         ({"extra": 1}, r"unknown keys \['extra'\]"),
-        ({"norm": "min_max"}, "'min_max'"),
+        ({"norm": "median"}, "'median'"),
+        ({"norm_rule": "mine"}, "'mine'"),
+        ({"units": "aloha_pi"}, "14 joints"),
+        ({"uncommanded": ["wing"]}, "uncommanded"),
+        ({"uncommanded": [[]]}, "does not fit"),
+        ({"uncommanded": ["waist"]}, r"delta_mask has \['waist'"),
+        ({"rates": ["gripper"], "uncommanded": ["gripper"]}, r"rates has \['gripper'\]"),
         ({"norm_eps": 0}, "above zero"),
         ({"norm_eps": "small"}, "expected float"),
         ({"num_steps": 2.5}, "expected int"),

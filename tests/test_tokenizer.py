@@ -49,6 +49,16 @@ def long_tokenizer() -> Tokenizer:
     return Tokenizer(BUNDLED_FILE, max_len=200)
 
 
+def test_lerobot_s_pi0_format_cleans_nothing_and_breaks_the_line_once(tokenizer: Tokenizer) -> None:
+    plain, _ = tokenizer.encode_pi0("touch the red block")
+    for prompt in ("touch the red block", "touch the red block\n"):
+        np.testing.assert_array_equal(tokenizer.encode_lerobot_pi0(prompt)[0], plain)
+    raw, clean = (encode("red_block")[0] for encode in (tokenizer.encode_lerobot_pi0, tokenizer.encode_pi0))
+    assert not np.array_equal(raw, clean)
+    with pytest.raises(ObservationError, match="empty"):
+        tokenizer.encode_lerobot_pi0(" \n")
+
+
 def test_pi0_format_is_begin_text_line_break_padding(tokenizer: Tokenizer) -> None:
     tokens, mask = tokenizer.encode_pi0("touch the red block")
     assert tokens.shape == mask.shape == (12,)

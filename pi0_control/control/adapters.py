@@ -11,58 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pi0_control.control.mapping import UNCHANGED, Affine, Entries, Layout, Picture
+from pi0_control.control.mapping import Entries, Layout, Picture
 from pi0_control.errors import ConfigError
 from pi0_control.robot import RobotSpec
 
-ALOHA_GRIPPERS = [6, 13]
-ALOHA_FLIPS = np.tile([1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0], 2)
-"""Which joints of ALOHA turn the other way in the data of π0's makers."""
-HORN_M, ROD_M = 0.022, 0.036
-"""The motor's horn and the rod from it to a finger of ALOHA's gripper; with the finger's way they form a triangle."""
-OPENING_M = Affine(0.05800 - 0.01844, 0.01844)  # 0 .. 1 to the finger's position
-SEEN_RAD = Affine(1.6296 - 0.5476, 0.5476)  # as the state is normalised to the motor's angle
-ASKED_RAD = Affine(1.4910 + 0.6213, -0.6213)  # 0 .. 1 as ALOHA takes a command to the motor's angle
 DROID_GRIPPER_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class AlohaState:
-    """ALOHA's state [..., 14] to that of the public checkpoints: flips, and linear gripper openings to motor angles."""
-
-    def to_robot(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Law of cosines in the triangle of horn, rod and finger, as openpi normalises its angle."""
-        values = values * ALOHA_FLIPS
-        way = OPENING_M.to_robot(values[..., ALOHA_GRIPPERS])
-        with np.errstate(divide="ignore"):  # no way at all: beyond closed by far
-            sine = (HORN_M**2 + way**2 - ROD_M**2) / (2 * HORN_M * way)
-        values[..., ALOHA_GRIPPERS] = SEEN_RAD.to_environment(np.arcsin(np.clip(sine, -1, 1)))
-        return values
-
-    def to_environment(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The inverse, for any opening the gripper has."""
-        values = values * ALOHA_FLIPS
-        angle = SEEN_RAD.to_robot(values[..., ALOHA_GRIPPERS])
-        way = HORN_M * np.sin(angle) + np.sqrt(ROD_M**2 - (HORN_M * np.cos(angle)) ** 2)
-        values[..., ALOHA_GRIPPERS] = OPENING_M.to_environment(way)
-        return values
-
-
-@dataclass(frozen=True)
-class AlohaAction:
-    """ALOHA's action [..., 14] to that of the public checkpoints, which is not normalised as the state is."""
-
-    def to_robot(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """As training takes it."""
-        values = values * ALOHA_FLIPS
-        values[..., ALOHA_GRIPPERS] = ASKED_RAD.to_robot(values[..., ALOHA_GRIPPERS]) - SEEN_RAD.offset
-        return values
-
-    def to_environment(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """As the station takes it."""
-        values = values * ALOHA_FLIPS
-        values[..., ALOHA_GRIPPERS] = ASKED_RAD.to_environment(values[..., ALOHA_GRIPPERS] + SEEN_RAD.offset)
-        return values
 
 
 @dataclass(frozen=True)
@@ -96,15 +49,11 @@ class AxisAngle:
         return np.concatenate([values * np.sinc(angle / (2 * np.pi)) / 2, np.cos(angle / 2)], axis=-1)
 
 
-def aloha(
-    *,
-    adapt_to_pi: bool = True,
-    cameras: Collection[str] = ("cam_high", "cam_left_wrist", "cam_right_wrist"),
-) -> Layout:
+def aloha(cameras: Collection[str] = ("cam_high", "cam_left_wrist", "cam_right_wrist")) -> Layout:
     """A real ALOHA: ``state`` [14], ``images/cam_high`` and wrists uint8 [3, H, W], ``prompt``; an action [14].
 
-    Goes with robot ``aloha_pi``, or ``aloha`` where ``adapt_to_pi`` is False (policies trained on ALOHA's own units).
-    A camera that the station lacks is left out of ``cameras``; others, such as cam_low, are not looked at.
+    Goes with robot ``aloha``; a policy that was trained in other units says so itself. A camera that the station lacks
+    is left out of ``cameras``; others, such as cam_low, are not looked at.
 
     Raises:
         ConfigError: a camera that the robot file does not have.
@@ -115,16 +64,16 @@ def aloha(
         raise ConfigError(f"ALOHA's cameras {unknown} are not used; expected some of {list(robot.cameras)}.")
     return Layout(
         pictures={name: Picture(f"images/{name}", "chw") if name in cameras else None for name in robot.cameras},
-        state=[Entries(robot.joint_names, "state", AlohaState() if adapt_to_pi else UNCHANGED)],
-        action=[Entries(robot.joint_names, "", AlohaAction() if adapt_to_pi else UNCHANGED)],
+        state=[Entries(robot.joint_names, "state")],
+        action=[Entries(robot.joint_names)],
         prompt_key="prompt",
         is_clipped=False,  # gym-aloha declares -1 .. 1 and takes radians; stations declare nothing
     )
 
 
-def gym_aloha(prompt: str = "Transfer cube", *, adapt_to_pi: bool = False) -> Layout:
+def gym_aloha(prompt: str = "Transfer cube") -> Layout:
     """gym-aloha with ``obs_type="pixels_agent_pos"``: ``agent_pos`` [14] and one camera ``pixels/top`` [H, W, 3]."""
-    station = aloha(adapt_to_pi=adapt_to_pi, cameras=())
+    station = aloha(cameras=())
     return replace(
         station,
         pictures={**station.pictures, "cam_high": Picture("pixels/top")},

@@ -5,7 +5,7 @@ from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies, resolve_device
 from pi0_control.policy.rtc import RtcConfig
 from pi0_control.policy.tokenizer import Tokenizer
-from pi0_control.policy.transforms import PolicyTransforms, deltas
+from pi0_control.policy.transforms import PolicyTransforms, check_observation, policy_actions, policy_states
 
 __all__ = [
     "HoldPolicy",
@@ -19,6 +19,8 @@ __all__ = [
     "Tokenizer",
     "VectorStats",
     "bundled_policies",
-    "deltas",
+    "check_observation",
+    "policy_actions",
+    "policy_states",
     "resolve_device",
 ]

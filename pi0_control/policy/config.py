@@ -10,10 +10,14 @@ import numpy as np
 
 from pi0_control.errors import CheckpointError, ConfigError, RobotMismatchError
 from pi0_control.model.config import Pi0Config
-from pi0_control.policy.norm_stats import OPENPI_EPS, NormKind
+from pi0_control.policy.images import Resize
+from pi0_control.policy.norm_stats import OPENPI_EPS, NormKind, NormRule
+from pi0_control.policy.tokenizer import PromptFormat
+from pi0_control.policy.units import UnitsName, units_joints
 from pi0_control.robot import RobotSpec
 
 FORMAT_VERSION = 1
+LATER_FIELDS = ("rtc_max_delay", "norm_rule", "units", "uncommanded", "rates")  # that older files of version 1 lack
 CAMERA_SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")  # openpi's names, in the order of its prefix
 
 
@@ -27,18 +31,24 @@ class PolicyConfig:
         cameras: the robot's camera for each image slot of the model, in the order of the prefix; None leaves a slot
             masked for good.
         optional_cameras: cameras an observation may lack; their slots are masked then.
-        action_space: what the model predicts: joint targets, or for the joints of ``delta_mask`` their distance to
-            the state of the observation.
+        action_space: what the model predicts: actions as the robot takes them, or for the joints of ``delta_mask``
+            their distance to the state of the observation.
         delta_mask: one entry per joint.
-        norm: normalisation of state and actions, with ``norm_eps`` in its denominator.
+        norm: normalisation of state and actions, with ``norm_eps`` in its denominator as ``norm_rule`` says.
         resize: how images are fitted into the model's square.
-        prompt_format: ``pi0`` is the instruction alone, ``pi05`` has the state as integers behind it.
+        prompt_format: ``pi0`` is the instruction alone, and ``lerobot_pi0`` that without cleaning; ``pi05`` has the
+            state as integers behind it.
         discrete_state_input: the state is in the prompt; goes with ``pi05``.
         pad_state_in_prompt: that state is padded with zeros to the model's action_dim, as some checkpoints expect.
         num_steps: denoising steps per chunk.
         execution_horizon: recommended number of actions to play before the next chunk.
         rtc_max_delay: how many first actions of a chunk may be given to the model, which then continues them; it was
             trained for that (training-time real-time chunking). 0 is none.
+        norm_rule: which library's arithmetic, see :class:`VectorStats`.
+        units: those of the training data where they are not the robot's, see :mod:`pi0_control.policy.units`.
+        uncommanded: joints of the state that no action is predicted for; the others are, in order, the first entries of
+            the model's actions.
+        rates: joints whose actions are velocities or steps, 0 to stand still, and no positions.
         provenance: how the policy came about, free text by topic.
     """
 
@@ -51,12 +61,16 @@ class PolicyConfig:
     optional_cameras: tuple[str, ...] = ()
     norm: NormKind = "z_score"
     norm_eps: float = OPENPI_EPS
-    resize: Literal["pad_antialias"] = "pad_antialias"
-    prompt_format: Literal["pi0", "pi05"] = "pi0"
+    resize: Resize = "pad_antialias"
+    prompt_format: PromptFormat = "pi0"
     discrete_state_input: bool = False
     pad_state_in_prompt: bool = False
     num_steps: int = 10
     rtc_max_delay: int = 0
+    norm_rule: NormRule = "openpi"
+    units: UnitsName = "robot"
+    uncommanded: tuple[str, ...] = ()
+    rates: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -69,7 +83,7 @@ class PolicyConfig:
         _require(
             self.discrete_state_input == (self.prompt_format == "pi05"),
             f"discrete_state_input {self.discrete_state_input} does not go with prompt_format {self.prompt_format!r}; "
-            "expected true for pi05 (which writes the state) and false for pi0.",
+            "expected true for pi05 (which writes the state) and false for others.",
         )
         _require(
             self.discrete_state_input or not self.pad_state_in_prompt,
@@ -116,14 +130,22 @@ class PolicyConfig:
         """Robot cameras every observation must have."""
         return tuple(name for name in self.cameras.values() if name is not None and name not in self.optional_cameras)
 
+    @property
+    def commanded(self) -> tuple[int, ...]:
+        """Indices of the joints that actions are predicted for."""
+        return tuple(index for index, name in enumerate(self.robot.joint_names) if name not in self.uncommanded)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of :meth:`from_dict`; a switch that is off leaves no trace."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        if not self.rtc_max_delay:
-            del values["rtc_max_delay"]
         plain = {"model": self.model.to_dict(), "robot": self.robot.to_dict(), "cameras": dict(self.cameras)}
-        lists = {name: list(values[name]) for name in ("delta_mask", "optional_cameras")}
-        return {**values, **plain, **lists, "provenance": dict(self.provenance)}
+        values |= {**plain, "provenance": dict(self.provenance)}
+        off = [name for name in LATER_FIELDS if values[name] == _DEFAULTS[name]]
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if name not in off
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PolicyConfig":
@@ -134,7 +156,7 @@ class PolicyConfig:
         """
         _require(isinstance(values, Mapping), f"The policy config is {type(values).__name__}; expected an object.")
         _check_version(values.get("format_version"))
-        values = {"rtc_max_delay": 0, **values}
+        values = {**{name: _DEFAULTS[name] for name in LATER_FIELDS}, **values}
         expected = {item.name for item in fields(cls)}
         _require(
             set(values) == expected,
@@ -143,15 +165,14 @@ class PolicyConfig:
         )
         for name in ("model", "robot", "cameras", "provenance"):
             _require(isinstance(values[name], Mapping), f"The policy config's {name} is not an object.")
-        for name in ("delta_mask", "optional_cameras"):
+        lists = ("delta_mask", "optional_cameras", "uncommanded", "rates")
+        for name in lists:
             _require(isinstance(values[name], list | tuple), f"The policy config's {name} is not a list.")
         built = {
             "model": Pi0Config.from_dict(values["model"]),
             "robot": RobotSpec.from_dict(values["robot"], source="The policy config's robot"),
-            "delta_mask": tuple(values["delta_mask"]),
-            "optional_cameras": tuple(values["optional_cameras"]),
         }
-        return cls(**{**values, **built})
+        return cls(**{**values, **built, **{name: tuple(values[name]) for name in lists}})
 
     @classmethod
     def load(cls, path: str | Path) -> "PolicyConfig":
@@ -196,6 +217,19 @@ class PolicyConfig:
         _require(
             0 <= self.rtc_max_delay < horizon,
             f"rtc_max_delay is {self.rtc_max_delay}; expected 0 to {horizon - 1}, below the model's action_horizon.",
+        )
+        _require(
+            {*self.uncommanded} < {*self.robot.joint_names},
+            f"uncommanded is {list(self.uncommanded)}; expected some, not all, of {list(self.robot.joint_names)}.",
+        )
+        commanded = [self.robot.joint_names[index] for index in self.commanded]
+        differing = [name for name, is_delta in zip(self.robot.joint_names, self.delta_mask, strict=True) if is_delta]
+        for what, names in (("rates", self.rates), ("delta_mask", differing)):
+            _require({*names} <= {*commanded}, f"{what} has {list(names)}; expected joints with actions: {commanded}.")
+        _require(
+            self.units == "robot" or (joints == units_joints(self.units) and not self.uncommanded),
+            f"units {self.units!r} are of {units_joints(self.units)} joints with an action each; robot "
+            f"{self.robot.name!r} has {joints} and no action for {list(self.uncommanded)}.",
         )
         _require(self.num_steps >= 1, f"num_steps is {self.num_steps}; expected 1 or more.")
         _require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; expected above zero.")
@@ -247,6 +281,9 @@ def _robot_differences(made_for: RobotSpec, robot: RobotSpec) -> list[str]:
     if not np.isclose(made_for.control_rate_hz, robot.control_rate_hz):
         differences.append(f"it runs at {made_for.control_rate_hz:g} Hz and the robot at {robot.control_rate_hz:g} Hz")
     return differences
+
+
+_DEFAULTS = {item.name: item.default for item in fields(PolicyConfig)}
 
 
 def _require(condition: bool, message: str) -> None:

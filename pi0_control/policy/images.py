@@ -1,10 +1,17 @@
 """Camera images to what the vision tower takes: resize with padding, then [-1, 1]."""
 
+from typing import Literal
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from pi0_control.errors import ObservationError
+
+Resize = Literal["pad_antialias", "lerobot_v03", "lerobot_v04", "lerobot_v05"]
+"""openpi's, with which it trains and serves, and LeRobot's up to 0.3, in 0.4, and from 0.5 on."""
+_LEROBOT_MARGIN: dict[Resize, float] = {"lerobot_v03": -1.0, "lerobot_v04": -3.0, "lerobot_v05": -1.0}
 
 
 def check_image(image: NDArray[np.uint8], name: str = "image") -> None:
@@ -18,6 +25,35 @@ def check_image(image: NDArray[np.uint8], name: str = "image") -> None:
         raise ObservationError(f"Image {name!r} has dtype {got}; expected uint8 RGB values 0..255.")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ObservationError(f"Image {name!r} has shape {list(image.shape)}; expected [H, W, 3].")
+
+
+def fit_image(image: NDArray[np.uint8], size: int, resize: Resize = "pad_antialias") -> NDArray[np.float32]:
+    """An image as the model takes it, fitted into a square as the policy's training did it.
+
+    LeRobot samples without antialiasing and does not round; 0.3 pads only above and on the left, 0.4 with -3.
+
+    Args:
+        image: RGB uint8 [H, W, 3].
+        size: side of the result in pixels.
+        resize: how.
+
+    Returns:
+        float32 [size, size, 3] in [-1, 1], but for the margins of ``lerobot_v04``.
+
+    Raises:
+        ObservationError: not an RGB uint8 image.
+    """
+    if resize == "pad_antialias":
+        return to_model_range(resize_with_pad(image, size))
+    check_image(image)
+    top, left, height, width = _inner_box(image, size)
+    if resize == "lerobot_v03":
+        top, left = size - height, size - width
+    unit = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    inner = torch.nn.functional.interpolate(unit, (height, width), mode="bilinear", align_corners=False).clamp(0, 1)
+    fitted = np.full((size, size, 3), _LEROBOT_MARGIN[resize], np.float32)
+    fitted[top : top + height, left : left + width] = (inner[0] * 2 - 1).permute(1, 2, 0).numpy()
+    return fitted
 
 
 def resize_with_pad(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -37,16 +73,21 @@ def resize_with_pad(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         ObservationError: not an RGB uint8 image.
     """
     check_image(image)
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    if image.shape[:2] == (size, size):
         return image
-    ratio = max(width / size, height / size)
-    inner_height, inner_width = max(1, int(height / ratio)), max(1, int(width / ratio))
-    inner = Image.fromarray(image).resize((inner_width, inner_height), Image.Resampling.BILINEAR)
-    top, left = (size - inner_height) // 2, (size - inner_width) // 2
+    top, left, height, width = _inner_box(image, size)
+    inner = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     padded = np.zeros((size, size, 3), np.uint8)
-    padded[top : top + inner_height, left : left + inner_width] = np.asarray(inner)
+    padded[top : top + height, left : left + width] = np.asarray(inner)
     return padded
+
+
+def _inner_box(image: NDArray[np.uint8], size: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the image in a square, centred."""
+    height, width = image.shape[:2]
+    ratio = max(width / size, height / size)
+    height, width = max(1, int(height / ratio)), max(1, int(width / ratio))
+    return (size - height) // 2, (size - width) // 2, height, width
 
 
 def to_model_range(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,59 +1,92 @@
-"""Normalisation of state and actions: z-score (π0) or quantiles (π0.5), and the statistics they need.
+"""Normalisation of state and actions: z-score (π0), quantiles (π0.5) or the whole range, and the statistics they need.
 
-The files are openpi's ``norm_stats.json``. Nothing is clipped: values beyond ±1 are legal. Vectors may be longer or
-shorter than the statistics; what has no statistics passes through unchanged.
+The files are openpi's ``norm_stats.json``, or what LeRobot's processors keep. Nothing is clipped: values beyond ±1 are
+legal. Vectors may be longer or shorter than the statistics; what has no statistics passes through unchanged.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 
-NormKind = Literal["z_score", "quantile"]
-OPENPI_EPS = 1e-6
+NormKind = Literal["z_score", "quantile", "min_max"]
+NormRule = Literal["openpi", "lerobot"]
+OPENPI_EPS, LEROBOT_EPS = 1e-6, 1e-8
+LEROBOT_FEATURES = ("observation.state", "action")
+BOUNDS: dict[NormKind, tuple[str, str]] = {"quantile": ("q01", "q99"), "min_max": ("min", "max")}
 
 
 @dataclass(frozen=True)
 class VectorStats:
-    """Statistics of one vector quantity, each float64 [D]; the quantiles may be absent."""
+    """Statistics of one vector quantity, each float64 [D]; all but mean and std may be absent."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     q01: NDArray[np.float64] | None = None
     q99: NDArray[np.float64] | None = None
+    min: NDArray[np.float64] | None = None
+    max: NDArray[np.float64] | None = None
 
-    def normalize(self, values: ArrayLike, kind: NormKind, eps: float = OPENPI_EPS) -> NDArray[np.float32]:
+    def normalize(
+        self, values: ArrayLike, kind: NormKind, eps: float = OPENPI_EPS, rule: NormRule = "openpi"
+    ) -> NDArray[np.float32]:
         """Physical values [..., n] to model space, float32 [..., n].
 
-        ``z_score``: (x - mean) / (std + eps); ``quantile``: (x - q01) / (q99 - q01 + eps) * 2 - 1.
+        ``z_score``: (x - mean) / (std + eps); ``quantile``: (x - q01) / (q99 - q01 + eps) * 2 - 1; ``min_max``: the
+        same with min and max. The rule ``lerobot`` has eps only in place of a span of zero, and beside std only here.
 
         Raises:
-            ConfigError: ``quantile`` without quantiles, or an unknown kind.
+            ConfigError: statistics that the kind needs are absent, or there is no such kind.
         """
-        offset, scale, shift = self._affine(kind, eps, np.shape(values)[-1])
+        offset, scale, shift = self._affine(kind, eps if kind == "z_score" else self._margin(kind, eps, rule), values)
         return ((np.asarray(values, np.float64) - offset) / scale + shift).astype(np.float32)
 
-    def unnormalize(self, values: ArrayLike, kind: NormKind, eps: float = OPENPI_EPS) -> NDArray[np.float32]:
-        """The inverse of :meth:`normalize`, with the same errors."""
-        offset, scale, shift = self._affine(kind, eps, np.shape(values)[-1])
+    def unnormalize(
+        self, values: ArrayLike, kind: NormKind, eps: float = OPENPI_EPS, rule: NormRule = "openpi"
+    ) -> NDArray[np.float32]:
+        """The inverse of :meth:`normalize`, with the same errors; by LeRobot's rule all but the z-score's eps."""
+        offset, scale, shift = self._affine(kind, self._margin(kind, eps, rule), values)
         return ((np.asarray(values, np.float64) - shift) * scale + offset).astype(np.float32)
 
-    def _affine(self, kind: NormKind, eps: float, length: int) -> tuple[NDArray[np.float64], ...]:
-        """Offset, scale and shift of x -> (x - offset) / scale + shift, each [length]."""
+    def bounds(self, kind: NormKind) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What becomes -1 and 1; by z-score one standard deviation around the mean.
+
+        Raises:
+            ConfigError: statistics that the kind needs are absent, or there is no such kind.
+        """
         if kind == "z_score":
-            parts = self.mean, self.std + eps, np.zeros_like(self.mean)
-        elif kind != "quantile":
-            raise ConfigError(f"Unknown normalisation {kind!r}; expected 'z_score' or 'quantile'.")
-        elif self.q01 is None or self.q99 is None:
-            raise ConfigError("Quantile normalisation needs q01 and q99; these statistics have only mean and std.")
+            return self.mean - self.std, self.mean + self.std
+        if kind not in BOUNDS:
+            raise ConfigError(f"Unknown normalisation {kind!r}; expected one of {list(get_args(NormKind))}.")
+        lower, upper = (getattr(self, name) for name in BOUNDS[kind])
+        if lower is None or upper is None:
+            names = [name for name, value in vars(self).items() if value is not None]
+            raise ConfigError(f"Normalisation {kind!r} needs {' and '.join(BOUNDS[kind])}; there are only {names}.")
+        return lower, upper
+
+    def _margin(self, kind: NormKind, eps: float, rule: NormRule) -> NDArray[np.float64] | float:
+        """What is added to the denominator."""
+        if rule == "openpi":
+            return eps
+        lower, upper = self.bounds(kind)
+        return 0.0 if kind == "z_score" else np.where(upper == lower, eps, 0.0)
+
+    def _affine(
+        self, kind: NormKind, margin: NDArray[np.float64] | float, values: ArrayLike
+    ) -> tuple[NDArray[np.float64], ...]:
+        """Offset, scale and shift of x -> (x - offset) / scale + shift, each as long as the values."""
+        length = np.shape(values)[-1]
+        lower, upper = self.bounds(kind)
+        if kind == "z_score":
+            parts = self.mean, self.std + margin, np.zeros_like(self.mean)
         else:
-            parts = self.q01, (self.q99 - self.q01 + eps) / 2, -np.ones_like(self.q01)
+            parts = lower, (upper - lower + margin) / 2, -np.ones_like(lower)
         missing = max(0, length - len(self.mean))
         offset, scale, shift = (part[:length] for part in parts)
         return (
@@ -89,22 +122,47 @@ class NormStats:
             raise CheckpointError(f"Statistics file {path} has {got} under 'norm_stats'; expected state and actions.")
         return cls(*(_read_vector_stats(groups[name], f"{path}: {name}") for name in ("state", "actions")))
 
+    @classmethod
+    def from_lerobot(cls, tensors: Mapping[str, ArrayLike], source: str = "statistics") -> "NormStats":
+        """From what LeRobot's normaliser keeps: ``observation.state.mean`` [D], ``action.q01`` and so on.
+
+        Raises:
+            CheckpointError: no mean and std of both, or other vectors than finite ones of one length.
+        """
+        features = {
+            feature: {name: tensors[f"{feature}.{name}"] for name in _STATISTICS if f"{feature}.{name}" in tensors}
+            for feature in LEROBOT_FEATURES
+        }
+        return cls(*(_read_vector_stats(values, f"{source}: {name}") for name, values in features.items()))
+
+    def to_lerobot(self) -> dict[str, NDArray[np.float32]]:
+        """The inverse of :meth:`from_lerobot`, float32 [D] each as LeRobot has them."""
+        return {
+            f"{feature}.{name}": value.astype(np.float32)
+            for feature, stats in zip(LEROBOT_FEATURES, (self.state, self.actions), strict=True)
+            for name, value in vars(stats).items()
+            if value is not None
+        }
+
     def save(self, path: str | Path) -> None:
-        """Write ``norm_stats.json``."""
+        """Write ``norm_stats.json``: openpi's, and min and max where they are known."""
         groups = {
-            name: {key: None if value is None else value.tolist() for key, value in vars(stats).items()}
+            name: {
+                key: None if value is None else value.tolist()
+                for key, value in vars(stats).items()
+                if value is not None or key not in BOUNDS["min_max"]
+            }
             for name, stats in (("state", self.state), ("actions", self.actions))
         }
         Path(path).write_text(json.dumps({"norm_stats": groups}, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_vector_stats(values: Any, source: str) -> VectorStats:
-    keys = ("mean", "std", "q01", "q99")
-    if not isinstance(values, Mapping) or not {"mean", "std"} <= set(values) <= set(keys):
+    if not isinstance(values, Mapping) or not {"mean", "std"} <= set(values) <= set(_STATISTICS):
         got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-        raise CheckpointError(f"{source} has {got}; expected mean, std and perhaps q01, q99.")
+        raise CheckpointError(f"{source} has {got}; expected mean, std and perhaps {', '.join(_STATISTICS[2:])}.")
     vectors: dict[str, NDArray[np.float64] | None] = {}
-    for key in keys:
+    for key in _STATISTICS:
         try:
             vectors[key] = None if values.get(key) is None else np.array(values[key], np.float64)
         except (TypeError, ValueError) as error:
@@ -118,7 +176,10 @@ def _read_vector_stats(values: Any, source: str) -> VectorStats:
         raise CheckpointError(f"{source} has vectors of shapes {shapes}; expected finite ones of one length.")
     if (std < 0).any():
         raise CheckpointError(f"{source}.std has a negative entry; expected none.")
-    return VectorStats(mean, std, vectors["q01"], vectors["q99"])
+    return VectorStats(**{**vectors, "mean": mean, "std": std})
+
+
+_STATISTICS = tuple(item.name for item in fields(VectorStats))
 
 
 class RunningStats:

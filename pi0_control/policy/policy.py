@@ -19,8 +19,8 @@ from pi0_control.model.sampler import sample_actions, sample_noise
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats
 from pi0_control.policy.rtc import RtcConfig, steer
-from pi0_control.policy.tokenizer import Tokenizer, clean_prompt
-from pi0_control.policy.transforms import PolicyTransforms, check_state
+from pi0_control.policy.tokenizer import Tokenizer
+from pi0_control.policy.transforms import PolicyTransforms, check_observation
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
@@ -259,8 +259,7 @@ class HoldPolicy:
 
     def check(self, observation: Observation) -> None:
         """Raise ObservationError if the state is not the robot's or the prompt is empty or not text."""
-        check_state(observation.state, self.robot)
-        clean_prompt(observation.prompt)
+        check_observation(observation, self.robot)
 
     def infer(self, observation: Observation, *, noise: Noise = None, prefix: ChunkPrefix | None = None) -> ActionChunk:
         """The state, ``horizon`` times; ``noise`` and ``prefix`` are ignored. Raises as :meth:`check`."""

@@ -86,7 +86,7 @@ def steer(
 
 def _guidance(rtc: RtcConfig, config: PolicyConfig, rows: list[ChunkPrefix], leftovers: list[Tensor]) -> Guidance:
     """Weight 0 beyond the leftover, beyond the robot's joints, and in rows that have no leftover."""
-    horizon, joints = config.model.action_horizon, len(config.robot.joints)
+    horizon, joints = config.model.action_horizon, len(config.commanded)
     targets, weights = torch.zeros(2, len(rows), horizon, config.model.action_dim)
     for row, (prefix, leftover) in enumerate(zip(rows, leftovers, strict=True)):
         length = min(len(leftover), horizon)

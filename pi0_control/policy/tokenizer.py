@@ -1,9 +1,10 @@
-"""Instructions to tokens, in the two prompt formats of π0 and π0.5.
+"""Instructions to tokens, in the prompt formats of π0 and π0.5.
 
 Works with any SentencePiece model: PaliGemma's for public checkpoints, the small bundled one for ``mini``.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import sentencepiece
@@ -13,6 +14,7 @@ from pi0_control.errors import CheckpointError, ObservationError
 
 STATE_BIN_EDGES = np.linspace(-1.0, 1.0, 257)[:-1]
 
+PromptFormat = Literal["pi0", "pi05", "lerobot_pi0"]
 Tokens = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
@@ -79,6 +81,15 @@ class Tokenizer:
         """
         ids = [self._pieces.bos_id(), *self._encode(clean_prompt(prompt)), *self._encode("\n")]
         return self._pad(ids, prompt)
+
+    def encode_lerobot_pi0(self, prompt: str) -> Tokens:
+        """π0's format as LeRobot has it: begin token, the instruction as it is, a line break if it ends without one.
+
+        Returns and raises as :meth:`encode_pi0`.
+        """
+        clean_prompt(prompt)
+        text = prompt if prompt.endswith("\n") else f"{prompt}\n"
+        return self._pad([self._pieces.bos_id(), *self._encode(text)], prompt)
 
     def encode_pi05(self, prompt: str, state: NDArray[np.float32]) -> Tokens:
         """π0.5's format: the instruction and the state as integers 0..255 in one sentence.

@@ -1,6 +1,6 @@
 """Between physical units and model space: what inference and training both do to observations and actions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from pi0_control.errors import ConfigError, ObservationError
 from pi0_control.model.pi0 import ModelInputs
 from pi0_control.policy.config import PolicyConfig
-from pi0_control.policy.images import check_image, resize_with_pad, to_model_range
-from pi0_control.policy.norm_stats import NormStats, VectorStats
+from pi0_control.policy.images import check_image, fit_image
+from pi0_control.policy.norm_stats import BOUNDS, NormStats, VectorStats
 from pi0_control.policy.tokenizer import Tokenizer, Tokens, clean_prompt
+from pi0_control.policy.units import UNITS
 from pi0_control.robot import RobotSpec
 from pi0_control.types import Observation
 
@@ -19,8 +20,8 @@ from pi0_control.types import Observation
 class PolicyTransforms:
     """Observations to model inputs, model outputs to joint targets, and joint targets to training targets.
 
-    The order of the steps is openpi's: deltas are taken in physical units before normalisation (so the statistics of
-    ``actions`` are those of deltas), and the state in a prompt is normalised.
+    The order of the steps is openpi's: deltas are taken in the policy's units before normalisation (so the statistics
+    of ``actions`` are those of deltas), and the state in a prompt is normalised.
 
     Args:
         config: how this policy does it.
@@ -35,7 +36,8 @@ class PolicyTransforms:
         self.config = config
         self.norm_stats = norm_stats
         self.tokenizer = tokenizer
-        self._delta_mask = np.array(config.delta_mask)
+        self._units = UNITS[config.units]
+        self._commanded = list(config.commanded)
         self._check_parts()
 
     def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
@@ -47,7 +49,7 @@ class PolicyTransforms:
         for observation in observations:
             self.check(observation)
         states = np.stack([np.asarray(observation.state, np.float32) for observation in observations])
-        normalized = self._normalize(self.norm_stats.state, states)
+        normalized = self.state(states)
         padded = _pad_last(normalized, self.config.model.action_dim)
         in_prompt = padded if self.config.pad_state_in_prompt else normalized
         tokens, token_masks = zip(*map(self._tokenize, observations, in_prompt), strict=True)
@@ -60,30 +62,35 @@ class PolicyTransforms:
             state=torch.from_numpy(padded),
         )
 
+    def state(self, states: ArrayLike) -> NDArray[np.float32]:
+        """States [.., D] in the robot's units to model space, float32 [.., D]."""
+        return self._normalize(self.norm_stats.state, policy_states(states, self.config))
+
     def actions(self, model_actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
-        """Model outputs to absolute joint targets; nothing is clipped.
+        """Model outputs to what the robot takes, joint targets in general; nothing is clipped.
 
         Args:
             model_actions: [B, H, action_dim], normalised.
             states: [B, D], those of the observations the actions were predicted from.
 
         Returns:
-            float32 [B, H, D] in the robot's units.
+            float32 [B, H, D] in the robot's units; what is not commanded keeps its state.
         """
         states = np.asarray(states, np.float32)
-        relative = np.asarray(model_actions, np.float32)[..., : states.shape[-1]]
-        relative = self.norm_stats.actions.unnormalize(relative, self.config.norm, self.config.norm_eps)
-        return relative + np.where(self._delta_mask, states, np.float32(0))[:, None]
-
-    def deltas(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
-        """Absolute joint targets [B, H, D] as the model predicts them: :func:`deltas` with the policy's mask."""
-        return deltas(actions, states, self._delta_mask)
+        relative = np.asarray(model_actions, np.float32)[..., : len(self._commanded)]
+        config = self.config
+        relative = self.norm_stats.actions.unnormalize(relative, config.norm, config.norm_eps, config.norm_rule)
+        actions = self._units.to_robot(relative + _offset(states, config))
+        if not config.uncommanded:
+            return actions
+        held = np.repeat(states[:, None], actions.shape[1], axis=1)
+        held[..., self._commanded] = actions
+        return held
 
     def targets(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float32]:
         """The inverse of :meth:`actions`: joint targets [B, H, D] to model space, float32 [B, H, action_dim]."""
-        return _pad_last(
-            self._normalize(self.norm_stats.actions, self.deltas(actions, states)), self.config.model.action_dim
-        )
+        predicted = policy_actions(actions, states, self.config)
+        return _pad_last(self._normalize(self.norm_stats.actions, predicted), self.config.model.action_dim)
 
     def check(self, observation: Observation) -> None:
         """Refuse an observation without resizing or tokenising anything.
@@ -92,37 +99,28 @@ class PolicyTransforms:
             ObservationError: a camera is missing, an image or the state is not as expected, or the prompt is empty or
                 not text.
         """
-        check_state(observation.state, self.config.robot)
-        clean_prompt(observation.prompt)
-        if not isinstance(observation.images, Mapping):
-            raise ObservationError(f"The images are {type(observation.images).__name__}; expected a dict by camera.")
-        missing = [name for name in self.config.required_cameras if name not in observation.images]
-        if missing:
-            raise ObservationError(
-                f"The observation has cameras {sorted(observation.images)} and lacks {missing}; "
-                f"expected {list(self.config.required_cameras)}."
-            )
-        used = [name for name in self.config.cameras.values() if name is not None and name in observation.images]
-        for name in used:
-            check_image(observation.images[name], name)
+        used = [name for name in self.config.cameras.values() if name is not None]
+        check_observation(observation, self.config.robot, self.config.required_cameras, used)
 
     def _normalize(self, stats: VectorStats, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return stats.normalize(values, self.config.norm, self.config.norm_eps)
+        return stats.normalize(values, self.config.norm, self.config.norm_eps, self.config.norm_rule)
 
     def _tokenize(self, observation: Observation, state: NDArray[np.float32]) -> Tokens:
         if self.config.prompt_format == "pi05":
             return self.tokenizer.encode_pi05(observation.prompt, state)
+        if self.config.prompt_format == "lerobot_pi0":
+            return self.tokenizer.encode_lerobot_pi0(observation.prompt)
         return self.tokenizer.encode_pi0(observation.prompt)
 
     def _images(self, observation: Observation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Images [cameras, 3, S, S] in [-1, 1] and their mask; masked ones are black."""
+        """Images [cameras, 3, S, S] as the model takes them and their mask; masked ones are black."""
         size, names = self.config.model.vision.image_size, list(self.config.cameras.values())
-        images = np.zeros((len(names), size, size, 3), np.uint8)
+        images = np.full((len(names), size, size, 3), -1, np.float32)
         mask = np.array([name in observation.images for name in names])
         for slot, name in enumerate(names):
             if name is not None and mask[slot]:
-                images[slot] = resize_with_pad(observation.images[name], size)
-        return np.ascontiguousarray(to_model_range(images).transpose(0, 3, 1, 2)), mask
+                images[slot] = fit_image(observation.images[name], size, self.config.resize)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), mask
 
     def _check_parts(self) -> None:
         model = self.config.model
@@ -135,18 +133,51 @@ class PolicyTransforms:
                 f"The tokenizer has {self.tokenizer.vocab_size} pieces; expected at most the model's vocabulary of "
                 f"{model.vocab_size}."
             )
-        for name, stats in (("state", self.norm_stats.state), ("actions", self.norm_stats.actions)):
-            self._check_stats(name, stats)
+        self._check_stats("state", self.norm_stats.state, len(self.config.robot.joints))
+        self._check_stats("actions", self.norm_stats.actions, len(self._commanded))
 
-    def _check_stats(self, name: str, stats: VectorStats) -> None:
-        joints = len(self.config.robot.joints)
+    def _check_stats(self, name: str, stats: VectorStats, joints: int) -> None:
         if len(stats.mean) < joints:
             raise ConfigError(
                 f"The statistics of {name} have {len(stats.mean)} entries; expected at least {joints}, one per joint."
             )
-        if stats.q01 is not None and stats.q99 is not None and (stats.q99 < stats.q01).any():
-            raise ConfigError(f"The statistics of {name} have q99 below q01; expected q01 <= q99 in every entry.")
-        self._normalize(stats, np.zeros(joints, np.float32))
+        stats.bounds(self.config.norm)  # refused now, if they are missing
+        for lower, upper in BOUNDS.values():
+            below, above = getattr(stats, lower), getattr(stats, upper)
+            if below is not None and above is not None and (above < below).any():
+                raise ConfigError(
+                    f"The statistics of {name} have {upper} below {lower}; expected {lower} <= {upper} in every entry."
+                )
+
+
+def check_observation(
+    observation: Observation, robot: RobotSpec, required: Collection[str] = (), used: Iterable[str] = ()
+) -> None:
+    """Refuse an observation that a policy must not act upon, without resizing or tokenising anything.
+
+    Args:
+        observation: what is looked at.
+        robot: whose state it should have.
+        required: cameras it must have.
+        used: cameras whose images must be images where it has them.
+
+    Raises:
+        ObservationError: a camera is missing, an image or the state is not as expected, or the prompt is empty or not
+            text.
+    """
+    check_state(observation.state, robot)
+    clean_prompt(observation.prompt)
+    images = observation.images
+    if not isinstance(images, Mapping):
+        raise ObservationError(f"The images are {type(images).__name__}; expected a dict by camera.")
+    missing = [name for name in required if name not in images]
+    if missing:
+        raise ObservationError(
+            f"The observation has cameras {sorted(images)} and lacks {missing}; expected {list(required)}."
+        )
+    for name in used:
+        if name in images:
+            check_image(images[name], name)
 
 
 def check_state(state: ArrayLike, robot: RobotSpec) -> None:
@@ -167,19 +198,30 @@ def check_state(state: ArrayLike, robot: RobotSpec) -> None:
         raise ObservationError(f"The state of {bad} is not finite; expected numbers.")
 
 
-def deltas(actions: ArrayLike, states: ArrayLike, delta_mask: ArrayLike) -> NDArray[np.float32]:
-    """Absolute joint targets as distances to the state, for the joints of the mask; the statistics are of these.
+def policy_states(states: ArrayLike, config: PolicyConfig) -> NDArray[np.float32]:
+    """States [.., D] of the robot as the policy's statistics have them, float32 [.., D]."""
+    return UNITS[config.units].state(states)
+
+
+def policy_actions(actions: ArrayLike, states: ArrayLike, config: PolicyConfig) -> NDArray[np.float32]:
+    """Actions of the robot as the policy predicts them and its statistics have them, before normalisation.
 
     Args:
         actions: [B, H, D] in the robot's units; every step of a chunk is taken relative to the same state.
-        states: [B, D].
-        delta_mask: bool [D], True for a distance, False where the target stays absolute.
+        states: [B, D] in the robot's units.
+        config: says which joints are commanded, in what units, and which are relative to the state.
 
     Returns:
-        float32 [B, H, D] in the robot's units.
+        float32 [B, H, commanded joints].
     """
-    offset = np.where(np.asarray(delta_mask, np.bool_), np.asarray(states, np.float32), np.float32(0))
-    return np.asarray(actions, np.float32) - offset[:, None]
+    commanded = np.asarray(actions, np.float32)[..., list(config.commanded)]
+    return UNITS[config.units].action(commanded) - _offset(states, config)
+
+
+def _offset(states: ArrayLike, config: PolicyConfig) -> NDArray[np.float32]:
+    """What a policy's actions are relative to: the state, or 0, float32 [B, 1, commanded joints]."""
+    offset = np.where(config.delta_mask, policy_states(states, config), np.float32(0))
+    return offset[:, None, list(config.commanded)]
 
 
 def _pad_last(values: NDArray[np.float32], length: int) -> NDArray[np.float32]:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi0_control.errors import CheckpointError, ConfigError, FrameError, ObservationError, RemoteError
-from pi0_control.policy import HoldPolicy
+from pi0_control.policy import check_observation
 from pi0_control.policy.config import check_robot
-from pi0_control.policy.images import check_image, resize_with_pad
+from pi0_control.policy.images import resize_with_pad
 from pi0_control.policy.policy import Noise, Prefixes
 from pi0_control.robot import RobotSpec
 from pi0_control.serving.codec import pack, unpack
@@ -104,13 +104,7 @@ class RemotePolicy:
 
     def check(self, observation: Observation) -> None:
         """Raise ObservationError if the policy must not act upon the observation; asks nobody."""
-        HoldPolicy(self.robot).check(observation)
-        missing = [name for name in self._policy.required_cameras if name not in observation.images]
-        if missing:
-            raise ObservationError(f"The observation has cameras {sorted(observation.images)} and lacks {missing}.")
-        for name in self.robot.cameras:
-            if name in observation.images:
-                check_image(observation.images[name], name)
+        check_observation(observation, self.robot, self._policy.required_cameras, self.robot.cameras)
 
     def infer(self, observation: Observation, *, noise: Noise = None, prefix: ChunkPrefix | None = None) -> ActionChunk:
         """The chunk for one observation.

@@ -33,7 +33,8 @@ class Announcement:
     Attributes:
         robot, horizon, execution_horizon: as of the policy.
         required_cameras: cameras every observation must have.
-        image_size: side of the square the policy fits every image into [pixels]; None if images are used as they are.
+        image_size: side of the square into which the policy fits every image as ``resize_with_pad`` does [pixels];
+            None if images are used otherwise.
         max_frame_bytes: longest message it takes.
     """
 
@@ -61,7 +62,7 @@ class Announcement:
             policy.horizon,
             policy.execution_horizon,
             () if config is None else config.required_cameras,
-            None if config is None else config.model.vision.image_size,
+            config.model.vision.image_size if config is not None and config.resize == "pad_antialias" else None,
             max_frame_bytes,
         )
 

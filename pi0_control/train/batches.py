@@ -138,7 +138,7 @@ class FrameInputs:
     def __init__(self, dataset: Dataset, images: NDArray[np.uint8], transforms: PolicyTransforms) -> None:
         config = transforms.config
         self.images = FrameImages(images, config)
-        normalized = transforms.norm_stats.state.normalize(dataset.states, config.norm, config.norm_eps)
+        normalized = transforms.state(dataset.states)
         self._joints = normalized.shape[1]
         padding = config.model.action_dim - self._joints
         self._states = torch.from_numpy(np.pad(normalized, ((0, 0), (0, padding))))

@@ -21,7 +21,7 @@ from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
-from pi0_control.policy.transforms import PolicyTransforms, deltas
+from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
 from pi0_control.train import layout
 from pi0_control.train.batches import split_episodes, wrist_cameras
 from pi0_control.train.cache import decode_images, fingerprint
@@ -137,11 +137,11 @@ def train(
 
 def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[np.int64]) -> NormStats:
     """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them."""
-    state, actions = RunningStats(dataset.states.shape[1]), RunningStats(dataset.actions.shape[1])
+    state, actions = RunningStats(dataset.states.shape[1]), RunningStats(len(config.commanded))
     for part in np.array_split(frames, max(1, len(frames) // 4096)):
-        state.update(dataset.states[part])
+        state.update(policy_states(dataset.states[part], config))
         chunks, is_pad = dataset.action_chunks(part, config.model.action_horizon)
-        actions.update(deltas(chunks, dataset.states[part], config.delta_mask)[~is_pad])
+        actions.update(policy_actions(chunks, dataset.states[part], config)[~is_pad])
     return NormStats(_with_spread(state.result()), _with_spread(actions.result()))
 
 
@@ -178,7 +178,7 @@ def _start(
     policy = None if init is None else Pi0Policy.from_pretrained(init)
     policy_config = policy.config if policy else policy_config
     assert policy_config is not None
-    policy_config = replace(policy_config, rtc_max_delay=config.rtc_max_delay)
+    policy_config = replace(policy_config, rtc_max_delay=config.rtc_max_delay, resize="pad_antialias")  # the cache's
     if config.camera_dropout:
         policy_config = _wrists_optional(policy_config)
     _check_fit(dataset, policy_config)
