@@ -94,21 +94,18 @@ class ChunkingConfig:
 class _Plan:
     """What is being played: the newest chunk, which begins at step ``first``; ``actions[i]`` is for step ``first + i``.
 
-    In an ensemble that is a mean of predictions, the sum of whose weights is ``weights[i]``; the next one will have the
-    weight ``next_weights[i]``.
+    In an ensemble that is a mean of predictions, in which the newest has the share ``shares[i]``.
     """
 
     first: int
     actions: NDArray[np.float32]
     prompt: str
-    weights: NDArray[np.float64]
-    next_weights: NDArray[np.float64]
+    shares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, first: int, chunk: ActionChunk, prompt: str, decay: float) -> "_Plan":
-        """A chunk by itself; the k-th prediction after it would have the weight exp(-decay k)."""
-        weights = np.ones(chunk.horizon)
-        return cls(first, chunk.actions, prompt, weights, weights * math.exp(-decay))
+    def of(cls, first: int, chunk: ActionChunk, prompt: str) -> "_Plan":
+        """A chunk by itself."""
+        return cls(first, chunk.actions, prompt, np.ones(chunk.horizon))
 
     @property
     def end(self) -> int:
@@ -116,15 +113,17 @@ class _Plan:
         return self.first + len(self.actions)
 
     def averaged_into(self, older: "_Plan", step: int, decay: float) -> "_Plan":
-        """This single chunk with the older predictions for the steps from ``step`` on."""
+        """This single chunk with the older predictions for the steps from ``step`` on.
+
+        Each prediction has exp(-decay) times the weight of the one before, which leaves it this share of the sum.
+        """
         end = min(self.end, older.end)
         new, old = slice(step - self.first, end - self.first), slice(step - older.first, end - older.first)
-        weight, before = older.next_weights[old], older.actions[old]
-        total = older.weights[old] + weight
-        actions, weights, next_weights = self.actions.copy(), self.weights.copy(), self.next_weights.copy()
-        actions[new] = before + (weight / total)[:, None] * (actions[new] - before)
-        weights[new], next_weights[new] = total, weight * math.exp(-decay)
-        return _Plan(self.first, actions, self.prompt, weights, next_weights)
+        actions, shares, before = self.actions.copy(), self.shares.copy(), older.actions[old]
+        share = math.exp(-decay) * older.shares[old]
+        shares[new] = share = share / (1 + share)
+        actions[new] = before + share[:, None] * (actions[new] - before)
+        return _Plan(self.first, actions, self.prompt, shares)
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ class ChunkPlayer:
         step = self._advance(now_s)
         if self._origin_s is not None and step > self._end:
             self._stop()  # ran out, and nobody asked
-        plan = _Plan.of(inference.first, chunk, inference.prompt, self.config.ensemble_decay)
+        plan = _Plan.of(inference.first, chunk, inference.prompt)
         refusal = self._refusal(inference, plan)
         if refusal:
             self._tell(f"chunk refused: {refusal}")

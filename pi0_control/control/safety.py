@@ -181,7 +181,7 @@ class Safety:
         """
         dt_s, clock = self._tick(now_s)
         blind = self._observe(state, ages_s, dt_s)
-        late = next((late for name in self.inputs[1:] if (late := self._late(name, ages_s))), "")
+        late = self._first_late(ages_s)
         failure = self._judge_policy(policy_error, inference_s, dt_s)
         idle = (reason or "no action is due") if action is None else ""
         target = None if action is None else self._judge_action(np.array(action, np.float64))
@@ -235,6 +235,12 @@ class Safety:
         self._astray_s = self._astray_s + dt_s if _any(astray) else 0.0
         if self._astray_s > self.config.tracking_fault_s:
             self._latch(f"the arm does not follow the commands: {self._list(astray)}")
+
+    def _first_late(self, ages_s: Mapping[str, float]) -> str:
+        for name in self.inputs[1:]:
+            if late := self._late(name, ages_s):
+                return late
+        return ""
 
     def _late(self, name: str, ages_s: Mapping[str, float]) -> str:
         age_s, limit_s = ages_s.get(name), self._max_ages_s[name]
