@@ -1,7 +1,7 @@
 """policy_node in a process of its own, a robot that it drives, and what a person does with it."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ EVERY = ("use_sim_time:=true", "qos_overrides./joint_commands.publisher.depth:=1
 class Bench:
     """A robot, a probe and the node in another process."""
 
-    def __init__(self, context: Any, log: Path, *parameters: str) -> None:
+    def __init__(self, context: Any, log: Path, *parameters: str, command: Sequence[str] = (str(SCRIPT),)) -> None:
         self.probe = Probe(context)
         self.robot = Robot(context)
         self.probe.add(self.robot)
         self.prompts = self.probe.listen(String, f"{NODE}/current_prompt", LATCHED)
         given = [word for parameter in (*EVERY, *parameters) for word in ("-p", parameter)]
-        self._start = lambda: Process([str(SCRIPT), "--ros-args", *given], log)
+        self._start = lambda: Process([*command, "--ros-args", *given], log)
         self.process = self._start()
 
     def restart(self) -> None:

@@ -1,6 +1,7 @@
 """A ROS graph of its own for tests: on the loopback, in a free domain; nothing here sleeps."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from rclpy.qos import QoSProfile  # noqa: E402
 
 LIMIT_S = 120  # a hang is a failure; machines may be slow
 LOOPBACK = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()  # however we end
 
 
 @contextmanager
@@ -111,7 +113,10 @@ class Process:
         self.log = log
         with log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **LOOPBACK}
+                [*DIES_WITH_US, sys.executable, *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **LOOPBACK},
             )
 
     @property

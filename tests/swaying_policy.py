@@ -40,6 +40,8 @@ class SwayingPolicy(HoldPolicy):
         self.observations = [*self.observations[-9:], observation]
         if observation.prompt == "be late":
             threading.Event().wait(LATE_S)
+        elif observation.prompt == "hang":
+            threading.Event().wait()
         elif observation.prompt == "raise":
             raise RuntimeError("out of memory")
         elif observation.prompt == "refuse":

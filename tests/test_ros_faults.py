@@ -175,3 +175,12 @@ def test_sigterm_in_mid_motion_brakes_and_ends_the_process(bench: Bench) -> None
     robot.check_commands()
     assert "holding: disabled" in bench.process.output
     bench.restart()
+
+
+def test_sigterm_during_an_inference_that_hangs_brakes_and_ends_the_process(bench: Bench) -> None:
+    assert bench.set("prompt", "hang") == ""
+    bench.until_holding("inference has been running for")
+    assert bench.process.end(signal.SIGTERM) == 1
+    assert "disabled" in bench.process.output
+    assert "an inference hangs; the process ends without it" in bench.process.output
+    bench.restart()

@@ -1,7 +1,9 @@
 """The managed node in a process of its own: life cycle, services, parameters, outputs, diagnostics."""
 
+import signal
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-co
 from lifecycle_msgs.msg import Transition
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
 from rclpy.lifecycle import TransitionCallbackReturn
-from ros_bench import NODE, Bench
-from ros_graph import ros_context
+from rclpy.parameter import Parameter
+from ros_bench import NODE, SCRIPT, Bench
+from ros_graph import Probe, Process, ros_context
 from ros_robot import check_positions
 from std_msgs.msg import Float64MultiArray, String
 from swaying_policy import ARM6, SwayingPolicy
@@ -29,6 +32,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench.close()
 
 
+def test_sigterm_while_a_policy_is_being_loaded_ends_the_process(tmp_path: Path) -> None:
+    with ros_context() as context:
+        probe = Probe(context)
+        arguments = ["--ros-args", "-p", "policy:=endless", "-p", "autostart:=true"]
+        process = Process([str(SCRIPT), *arguments], tmp_path / "log.txt")
+        probe.until(lambda: "loading" in process.output, "the load")
+        assert process.end(signal.SIGTERM) == -signal.SIGALRM
+        probe.close()
+
+
 def test_cleaning_up_lets_go_of_the_policy() -> None:
     policies = list[weakref.ref[SwayingPolicy]]()
 
@@ -43,6 +56,32 @@ def test_cleaning_up_lets_go_of_the_policy() -> None:
         assert policies[0]() is not None
         assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
         assert policies[0]() is None
+        node.destroy_node()
+
+
+def test_a_configuration_that_fails_leaves_nothing() -> None:
+    closed = list[str]()
+
+    class ClosablePolicy(SwayingPolicy):
+        def __enter__(self) -> "ClosablePolicy":
+            raise AssertionError
+
+        def __exit__(self, *_: object) -> None:
+            closed.append("policy")
+
+    policies = list[weakref.ref[SwayingPolicy]]()
+
+    def load(config: NodeConfig) -> SwayingPolicy:
+        policy = ClosablePolicy()
+        policies.append(weakref.ref(policy))
+        return policy
+
+    with ros_context() as context:
+        node = PolicyNode(load, context=context, parameter_overrides=[Parameter("cameras", value="nose")])
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert "cameras has ['nose']" in str(node.error)
+        assert policies[0]() is None
+        assert closed == ["policy"]
         node.destroy_node()
 
 

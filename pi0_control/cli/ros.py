@@ -113,7 +113,8 @@ def load_policy(config: "NodeConfig") -> "Policy":
         return policy_node.load_policy(config)
     from pi0_control.serving import RemotePolicy
 
-    return RemotePolicy(config.policy, robot=RobotSpec.from_yaml(config.robot) if config.robot else None)
+    robot = RobotSpec.from_yaml(config.robot) if config.robot else None
+    return RemotePolicy(config.policy, robot=robot, deadline_s=config.safety.max_inference_s)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,12 +1,13 @@
 """policy_node: a policy behind the topics, services and life cycle of ROS 2."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logger
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -44,6 +46,8 @@ from pi0_control.types import Observation
 
 BRAKE_LIMIT_S = 2.0
 SPIN_S = 0.1  # how soon a signal is heeded
+HEED_LIMIT_S, INFERENCE_LIMIT_S = 5, 2.0  # for which the end waits
+INFERENCE = "inference"  # its threads are called so
 NEVER_S = 1e9
 LoadPolicy = Callable[[NodeConfig], Policy]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -64,15 +68,14 @@ def load_policy(config: NodeConfig) -> Policy:
 
 @dataclass
 class _Rig:
-    """What configuring makes and cleaning up throws away; ``loop`` runs while the node is active."""
+    """What configuring makes and cleaning up throws away, ``made``; ``loop`` runs while the node is active."""
 
     config: NodeConfig
     pilot: Pilot
     output: Output
     lock_step: LockStep | None
-    worker: ThreadPoolExecutor
     diagnostics: Diagnostics
-    subscriptions: list[Subscription[Any]] = field(default_factory=list)
+    made: ExitStack
     loop: ControlLoop | None = None
     is_active: bool = False
 
@@ -118,7 +121,7 @@ class PolicyNode(LifecycleNode):
             try:
                 self._rig = self._configured()
             except Pi0Error as error:
-                self.error = error
+                self.error = error.with_traceback(None)  # which would keep the policy
                 self.get_logger().error(str(error))
                 return FAILURE
         self._prompt.publish(String(data=self._rig.pilot.prompt))
@@ -145,10 +148,7 @@ class PolicyNode(LifecycleNode):
         """Give everything back."""
         rig, self._rig = self._rig, None
         if rig is not None:
-            for subscription in rig.subscriptions:
-                self.destroy_subscription(subscription)
-            self.destroy_lifecycle_publisher(rig.output.publisher)
-            rig.worker.shutdown(wait=False, cancel_futures=True)
+            rig.made.close()
             del rig
             free_device_memory()
         return SUCCESS
@@ -174,25 +174,34 @@ class PolicyNode(LifecycleNode):
 
     def _configured(self) -> _Rig:
         config = NodeConfig.from_values(parameters.values(self, parameters.TABLE))
-        policy = self._load(config)
-        robot = policy.robot
-        cameras = config.cameras_of(robot)
+        with ExitStack() as made:  # if anything fails, nothing is left
+            policy = self._load(config)
+            if isinstance(policy, AbstractContextManager):
+                made.push(policy)  # such as one of a server, which is left
+            cameras = config.cameras_of(policy.robot)
+            worker = ThreadPoolExecutor(1, INFERENCE)
+            made.callback(worker.shutdown, wait=False, cancel_futures=True)
+            pilot = self._pilot(config, policy, cameras, worker)
+            worker.submit(_warm_up, policy, cameras).result()
+            output = Output(self, config.output, policy.robot)
+            made.callback(self.destroy_lifecycle_publisher, output.publisher)
+            for subscription in self._subscribe(config, cameras):
+                made.callback(self.destroy_subscription, subscription)
+            lock_step = LockStep(pilot) if config.lock_step else None
+            diagnostics = Diagnostics(self.get_fully_qualified_name())
+            return _Rig(config, pilot, output, lock_step, diagnostics, made.pop_all())
+
+    def _pilot(self, config: NodeConfig, policy: Policy, cameras: tuple[str, ...], worker: ThreadPoolExecutor) -> Pilot:
         limits = config.safety
         if config.dry_run:  # an arm that is told nothing cannot follow
             limits = replace(limits, tracking_fault_s=NEVER_S)
-        inputs = Inputs(robot, cameras, limits, config.max_skew_s)
-        worker = ThreadPoolExecutor(1, "inference")
-        safety = Safety(robot, limits, cameras)
+        inputs = Inputs(policy.robot, cameras, limits, config.max_skew_s)
+        safety = Safety(policy.robot, limits, cameras)
         pilot = Pilot(policy, inputs, config.chunking, safety, worker, config.lock_step)
         pilot.hear(config.prompt, time.monotonic())
-        worker.submit(_warm_up, policy, cameras).result()
-        lock_step = LockStep(pilot) if config.lock_step else None
-        output, diagnostics = Output(self, config.output, robot), Diagnostics(self.get_fully_qualified_name())
-        rig = _Rig(config, pilot, output, lock_step, worker, diagnostics)
-        rig.subscriptions = self._subscribe(config, cameras)
-        return rig
+        return pilot
 
-    def _subscribe(self, config: NodeConfig, cameras: tuple[str, ...]) -> list[Subscription[Any]]:
+    def _subscribe(self, config: NodeConfig, cameras: tuple[str, ...]) -> Iterator[Subscription[Any]]:
         is_raw = config.image_transport == "raw"
         kind, topic = (Image, "image_raw") if is_raw else (CompressedImage, "image_raw/compressed")
         reliability = "reliable" if config.lock_step else config.image_reliability
@@ -200,12 +209,9 @@ class PolicyNode(LifecycleNode):
         overridable = QoSOverridingOptions.with_default_policies()
         streams: list[tuple[Any, str, str]] = [(JointState, "joint_states", STATE)]
         streams += [(kind, f"{camera}/{topic}", camera) for camera in cameras]
-        return [
-            self.create_subscription(
-                kind, topic, partial(self._on_message, name), qos, qos_overriding_options=overridable
-            )
-            for kind, topic, name in streams
-        ]
+        for kind, topic, name in streams:
+            keep = partial(self._on_message, name)
+            yield self.create_subscription(kind, topic, keep, qos, qos_overriding_options=overridable)
 
     def _brake(self) -> None:
         rig = self._rig
@@ -341,19 +347,26 @@ def _warm_up(policy: Policy, cameras: tuple[str, ...]) -> None:
 
 
 def main(args: list[str] | None = None, load: LoadPolicy = load_policy) -> None:
-    """Run the node until SIGINT or SIGTERM; then the arm brakes first.
+    """Run the node until SIGINT or SIGTERM; then the arm brakes first, and nothing that hangs is waited for.
 
     Raises:
         Pi0Error: a parameter is not as expected, or the node was to start by itself and cannot.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     signals: list[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        if not signals:
+            signal.alarm(HEED_LIMIT_S)  # ends a process that does not come to heed it, such as one that loads
+        signals.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
+        signal.signal(number, on_signal)
     try:
         _spin(PolicyNode(load), signals)
     finally:
         rclpy.try_shutdown()
+        _end_inference()
 
 
 def _spin(node: PolicyNode, signals: list[int]) -> None:
@@ -368,10 +381,21 @@ def _spin(node: PolicyNode, signals: list[int]) -> None:
         while not (signals or node.is_over.is_set()):
             executor.spin_once(timeout_sec=SPIN_S)
     finally:
+        signal.alarm(0)
         if not node.is_over.is_set():
             node.trigger_shutdown()
         executor.shutdown()
         node.destroy_node()
+
+
+def _end_inference() -> None:
+    """End the process if an inference hangs: Python would wait for it."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(INFERENCE):
+            thread.join(INFERENCE_LIMIT_S)
+            if thread.is_alive():
+                get_logger("policy_node").error("an inference hangs; the process ends without it")
+                os._exit(1)
 
 
 if __name__ == "__main__":
