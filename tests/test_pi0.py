@@ -242,7 +242,7 @@ def switches_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pi0.RandomFourierTime, "forward", fail)
     monkeypatch.setattr(gemma.BoundedRMSNorm, "forward", fail)
     monkeypatch.setattr(gemma.LayerScale, "forward", fail)
-    monkeypatch.setattr(gemma.GemmaLayer, "_mix_values", fail)
+    monkeypatch.setattr(gemma.GemmaLayer, "mix_values", fail)
 
 
 class SwitchUsedError(Exception):

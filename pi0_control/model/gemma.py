@@ -1,6 +1,6 @@
 """The Gemma block both experts are made of: RMS norms (plain, adaptive, bounded), shared attention, gated MLP."""
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +21,48 @@ def _per_token(x: Tensor) -> Tensor:
     return x[:, None] if x.dim() == 2 else x
 
 
-class RMSNorm(nn.Module):
-    """``rms(x) * (1 + scale)``: the stored scale is centred on zero."""
+class Modulation(NamedTuple):
+    """What a norm makes of rms(x), ``rms(x) * scale + shift``, and the gate of the branch behind it; all float32.
+
+    Each is [width] where time plays no part, else [B, 1, width], or [B, T, width] for a time per token.
+    """
+
+    scale: Tensor
+    shift: Tensor | None = None
+    gate: Tensor | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The normed x [B, T, width], in x's dtype."""
+        y = rms(x) * self.scale
+        return (y if self.shift is None else y + self.shift).to(x.dtype)
+
+
+class Norm(nn.Module):
+    """An RMS norm whose modulation may depend on a conditioning; without one ``cond`` is ignored."""
+
+    def modulate(self, cond: Any) -> Modulation:
+        """What it does at cond [B, width] or [B, T, width]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x [B, T, width], cond [B, width] or [B, T, width] -> (normed x, gate [B, 1 or T, width] or None)."""
+        modulation = self.modulate(cond)
+        return modulation.apply(x), modulation.gate
+
+
+class RMSNorm(Norm):
+    """``rms(x) * (1 + scale)``: the stored scale is centred on zero; no gate."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, width] -> (normed x, no gate); ``cond`` is ignored."""
-        return (rms(x) * (1 + self.scale.float())).to(x.dtype), None
+    def modulate(self, cond: Any = None) -> Modulation:
+        """The same for any ``cond``."""
+        return Modulation(1 + self.scale.float())
 
 
-class AdaptiveRMSNorm(nn.Module):
+class AdaptiveRMSNorm(Norm):
     """π0.5: scale, shift and gate are a linear function of the time conditioning; zero at creation."""
 
     def __init__(self, width: int) -> None:
@@ -42,14 +71,14 @@ class AdaptiveRMSNorm(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, width], cond [B, width] or [B, T, width] -> (normed x, gate [B, 1 or T, width])."""
+    def modulate(self, cond: Tensor) -> Modulation:
+        """Scale, shift and gate at cond [B, width] or [B, T, width]."""
         modulation = self.modulation(cond.to(self.modulation.weight.dtype)).float()
         scale, shift, gate = _per_token(modulation).chunk(3, dim=-1)
-        return (rms(x) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+        return Modulation(1 + scale, shift, gate)
 
 
-class BoundedRMSNorm(nn.Module):
+class BoundedRMSNorm(Norm):
     """``rms(x) * sigmoid(gamma(cond)) + beta(cond)``: the scale stays in (0, 1); no gate."""
 
     def __init__(self, width: int) -> None:
@@ -57,10 +86,10 @@ class BoundedRMSNorm(nn.Module):
         self.gamma = nn.Linear(width, width)
         self.beta = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, width], cond [B, width] or [B, T, width] -> (normed x, no gate)."""
+    def modulate(self, cond: Tensor) -> Modulation:
+        """Scale and shift at cond [B, width] or [B, T, width]."""
         cond = _per_token(cond.to(self.gamma.weight.dtype))
-        return (rms(x) * torch.sigmoid(self.gamma(cond).float()) + self.beta(cond).float()).to(x.dtype), None
+        return Modulation(torch.sigmoid(self.gamma(cond).float()), self.beta(cond).float())
 
 
 class LayerScale(nn.Module):
@@ -77,7 +106,7 @@ class LayerScale(nn.Module):
         return torch.sigmoid(self.linear(_per_token(cond.to(self.linear.weight.dtype))))
 
 
-def make_norm(kind: Literal["none", "adarms", "bounded"], width: int) -> nn.Module:
+def make_norm(kind: Literal["none", "adarms", "bounded"], width: int) -> Norm:
     """The norm of a suffix block; the prefix always takes ``none``."""
     return {"none": RMSNorm, "adarms": AdaptiveRMSNorm, "bounded": BoundedRMSNorm}[kind](width)
 
@@ -129,7 +158,7 @@ class GemmaLayer(nn.Module):
         heads, kv_heads = self.num_heads, self.num_kv_heads
         q, k, v = self.qkv(y).unflatten(-1, (-1, self.head_dim)).split([heads, kv_heads, kv_heads], dim=-2)
         if self.value_residual != "none" and first_values is not None:
-            v = self._mix_values(y, v, first_values)
+            v = self.mix_values(y, v, first_values)
         return q, k, v, self._gate("attention_scale", gate, cond)
 
     def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None, cond: Tensor | None) -> Tensor:
@@ -145,7 +174,16 @@ class GemmaLayer(nn.Module):
             return getattr(self, scale)(cond)
         return from_norm if self.residual_gate == "from_norm" else None
 
-    def _mix_values(self, y: Tensor, v: Tensor, first_values: Tensor) -> Tensor:
+    def modulations(self, cond: Tensor | None) -> tuple[Modulation, Modulation]:
+        """What both norms do at cond [B, width], with the gates of both branches, whatever they come from."""
+        first, second = self.norm1.modulate(cond), self.norm2.modulate(cond)
+        return (
+            first._replace(gate=self._gate("attention_scale", first.gate, cond)),
+            second._replace(gate=self._gate("mlp_scale", second.gate, cond)),
+        )
+
+    def mix_values(self, y: Tensor, v: Tensor, first_values: Tensor) -> Tensor:
+        """The value residual: v and the first layer's values, both [B, T, kv_heads, head_dim], for normed y."""
         if self.value_residual == "mean":
             return 0.5 * (v + first_values)
         mix = torch.sigmoid(self.value_mix(y))[..., None]

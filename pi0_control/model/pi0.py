@@ -6,7 +6,7 @@ time of the flow runs from 1 (noise) to 0 (data): ``x_t = t * noise + (1 - t) * 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import torch
@@ -64,6 +64,33 @@ class ModelInputs:
     def prompts_per_image(self) -> int:
         """Consecutive rows that share one row of images, usually 1."""
         return self.tokens.shape[0] // self.images.shape[0]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no camera is masked and no text is padding; asks the device, so ask on the CPU."""
+        return bool(self.image_masks.all()) and bool(self.token_mask.all())
+
+    def trimmed(self, multiple: int = 1) -> "ModelInputs":
+        """Without the cameras that are masked and the text that is padding in every row; for use on the CPU.
+
+        Positions count valid tokens only, so nothing else changes. One camera and one token stay in any case.
+
+        Args:
+            multiple: the length of the text is rounded up to it, as far as there is text.
+        """
+        cameras, texts = self.image_masks.any(dim=0), self.token_mask.any(dim=0)
+        cameras[0] |= ~cameras.any()
+        used = int(texts.nonzero().amax()) + 1 if bool(texts.any()) else 1
+        length = min(-(-used // multiple) * multiple, len(texts))
+        if bool(cameras.all()) and length == len(texts):
+            return self
+        return replace(
+            self,
+            images=self.images[:, cameras],
+            image_masks=self.image_masks[:, cameras],
+            tokens=self.tokens[:, :length],
+            token_mask=self.token_mask[:, :length],
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelInputs":
         """The same batch on another device; ``dtype`` applies to images and state only."""
@@ -167,11 +194,11 @@ class Pi0(nn.Module):
         return self.embedding.weight.dtype
 
     @classmethod
-    def empty(cls, config: Pi0Config) -> "Pi0":
-        """On the CPU with weights of no particular value, for those who load all of them."""
+    def empty(cls, config: Pi0Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Pi0":
+        """With weights of no particular value, as :meth:`cast` to ``dtype``, for those who load all of them."""
         with torch.device("meta"):
             model = cls(config)
-        return model.to_empty(device="cpu")
+        return model.cast(dtype).to_empty(device=device)
 
     @property
     def device(self) -> torch.device:
@@ -183,17 +210,21 @@ class Pi0(nn.Module):
 
         More exact than ``to(dtype)`` at nearly the same size and speed.
         """
-        self.float()
-        for module in (self.vision.blocks, self.vision.norm, self.vision.head, self.embedding):
-            module.to(dtype)
+        bulk: list[nn.Module] = [self.vision.blocks, self.vision.norm, self.vision.head, self.embedding]
         for layer in (*self.prefix_layers, *self.suffix_layers):
-            for name in ("qkv", "out", "gate_up", "down", "value_mix"):
-                if hasattr(layer, name):
-                    getattr(layer, name).to(dtype)
+            names = ("qkv", "out", "gate_up", "down", "value_mix")
+            bulk += [getattr(layer, name) for name in names if hasattr(layer, name)]
+        cast_down = {id(parameter) for module in bulk for parameter in module.parameters()}
+        for tensor in (*self.parameters(), *self.buffers()):  # one by one: no float32 copy of the whole on the way
+            tensor.data = tensor.data.to(dtype if id(tensor) in cast_down else torch.float32)
         return self
 
-    def embed_prefix(self, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor]:
+    def embed_prefix(self, inputs: ModelInputs, is_trimmed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Images (all cameras in one call of the encoder) and text as tokens.
+
+        Args:
+            inputs: the batch.
+            is_trimmed: it may have fewer cameras than the config, see :meth:`ModelInputs.trimmed`.
 
         Returns:
             tokens [B, S, prefix_width], valid bool [B, S], ar int64 [S] (all zero: everybody sees everybody).
@@ -201,7 +232,7 @@ class Pi0(nn.Module):
         Raises:
             ObservationError: the images do not have the shape of the config, or not a fitting number of rows.
         """
-        self._check_shapes(inputs)
+        self._check_shapes(inputs, is_trimmed)
         image_tokens = self.vision(inputs.images.flatten(0, 1)).unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
         image_valid = inputs.image_masks.repeat_interleave(self.config.vision.num_tokens, dim=1)
         prompts = inputs.prompts_per_image
@@ -366,10 +397,11 @@ class Pi0(nn.Module):
         hidden, _ = self.suffix_norm(suffix, cond)  # adarms' last gate is not used
         return _linear(self.action_out_proj, hidden[:, -self.config.action_horizon :]).float()
 
-    def _check_shapes(self, inputs: ModelInputs) -> None:
+    def _check_shapes(self, inputs: ModelInputs, is_trimmed: bool) -> None:
         images, rows = inputs.images, inputs.batch_size
         size = self.config.vision.image_size
-        expected = (self.config.num_cameras, 3, size, size)
+        cameras = inputs.image_masks.shape[1] if is_trimmed else self.config.num_cameras
+        expected = (cameras, 3, size, size)
         if images.dim() != 5 or tuple(images.shape[1:]) != expected:
             raise ObservationError(
                 f"Images have shape {list(images.shape)}; expected [batch, cameras, 3, height, width] with "
