@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pi0_control.ros.conversions import joint_state_message, to_ns, to_stamp
+from pi0_control.ros.conversions import joint_state_message, to_stamp
+from pi0_control.ros.reading import to_ns
 
 Change = Callable[[Any], Any]
 

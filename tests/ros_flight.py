@@ -9,9 +9,10 @@ from swaying_policy import ARM6, SwayingPolicy
 
 from pi0_control.control import ChunkingConfig, Safety, SafetyConfig
 from pi0_control.policy import HoldPolicy
-from pi0_control.ros.conversions import NS, image_message, joint_state_message
+from pi0_control.ros.conversions import image_message, joint_state_message
 from pi0_control.ros.inputs import STATE, Inputs
 from pi0_control.ros.pilot import Pilot
+from pi0_control.ros.reading import NS
 from pi0_control.types import Command
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)

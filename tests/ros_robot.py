@@ -13,8 +13,9 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from swaying_policy import ARM6
 from trajectory_msgs.msg import JointTrajectory
 
-from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.conversions import image_message, joint_state_message, to_stamp
 from pi0_control.ros.inputs import STATE
+from pi0_control.ros.reading import NS, joint_positions, to_ns
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 JPEG = cv2.imencode(".jpg", PICTURE)[1].tobytes()

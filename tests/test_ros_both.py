@@ -19,8 +19,8 @@ from sensor_msgs.msg import Image, JointState
 from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
 from pi0_control.policy import Pi0Policy
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.conversions import to_ns
 from pi0_control.ros.evaluate import Examiner
+from pi0_control.ros.reading import to_ns
 from pi0_control.ros.sim_node import REPEAT_S
 from sims.tabletop_env import TabletopEnv
 

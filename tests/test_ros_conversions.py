@@ -13,16 +13,13 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi0_control.errors import ObservationError
 from pi0_control.ros.conversions import (
-    image_format,
     image_message,
-    joint_positions,
     joint_state_message,
     positions_message,
-    rgb_image,
-    to_ns,
     to_stamp,
     trajectory_message,
 )
+from pi0_control.ros.reading import image_format, joint_positions, rgb_image, to_ns
 
 NAMES = ("a", "b", "c")
 PICTURES = nps.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3)))

@@ -19,8 +19,8 @@ from ros_graph import ros_context
 from std_msgs.msg import String
 from swaying_policy import ARM6
 
-from pi0_control.ros.conversions import NS
 from pi0_control.ros.inputs import STATE
+from pi0_control.ros.reading import NS
 
 CAMERA = ARM6.cameras[0]
 PARAMETERS = ("prompt:=sway", "autostart:=true", "enabled:=true")

@@ -9,8 +9,8 @@ from ros_flight import DT_NS, PICTURE, Flight
 from swaying_policy import ARM6, SwayingPolicy
 
 from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
-from pi0_control.ros.conversions import to_ns
 from pi0_control.ros.lock_step import LockStep
+from pi0_control.ros.reading import to_ns
 from pi0_control.types import Command
 
 

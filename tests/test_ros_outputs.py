@@ -11,9 +11,9 @@ from ros_flight import DT_NS, Flight
 from swaying_policy import ARM6
 
 from pi0_control.control import ChunkingConfig
-from pi0_control.ros.conversions import NS, to_ns
 from pi0_control.ros.outputs import Output
 from pi0_control.ros.parameters import OutputKind
+from pi0_control.ros.reading import NS, to_ns
 
 
 class Recorder:

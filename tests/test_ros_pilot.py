@@ -15,8 +15,8 @@ from ros_flight import Flight
 from swaying_policy import ARM6
 
 from pi0_control.control import SafetyConfig
-from pi0_control.ros.conversions import NS
 from pi0_control.ros.inputs import STATE
+from pi0_control.ros.reading import NS
 
 CAMERA = ARM6.cameras[0]
 

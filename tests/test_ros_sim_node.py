@@ -18,7 +18,8 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from pi0_control.ros.conversions import joint_state_message, rgb_image, to_ns, trajectory_message
+from pi0_control.ros.conversions import joint_state_message, trajectory_message
+from pi0_control.ros.reading import rgb_image, to_ns
 from pi0_control.ros.sim_node import SimNode
 from pi0_control.ros.trajectory import Trajectory
 

@@ -21,7 +21,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.conversions import image_message, joint_state_message, to_stamp
+from pi0_control.ros.reading import NS, joint_positions, to_ns
 
 CAMERA_HZ, JOINTS_HZ = 30.0, 200.0
 SIZE = (480, 640, 3)

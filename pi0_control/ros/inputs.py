@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pi0_control.control import SafetyConfig
 from pi0_control.errors import ObservationError
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.conversions import NS, image_format, joint_positions, rgb_image, to_ns
+from pi0_control.ros.reading import NS, image_format, joint_positions, rgb_image, to_ns
 from pi0_control.types import Observation
 
 STATE = "state"

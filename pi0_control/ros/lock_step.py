@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pi0_control.ros.conversions import to_ns
 from pi0_control.ros.pilot import Pilot
+from pi0_control.ros.reading import to_ns
 from pi0_control.types import Command
 
 

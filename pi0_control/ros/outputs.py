@@ -11,9 +11,10 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.conversions import NS, joint_state_message, positions_message, trajectory_message
+from pi0_control.ros.conversions import joint_state_message, positions_message, trajectory_message
 from pi0_control.ros.parameters import OutputKind
 from pi0_control.ros.pilot import Pilot
+from pi0_control.ros.reading import NS
 from pi0_control.types import Command
 
 TOPICS: dict[OutputKind, tuple[type, str]] = {

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pi0_control.control import ChunkingConfig, ChunkPlayer, Safety
 from pi0_control.errors import ObservationError
 from pi0_control.policy import Policy
-from pi0_control.ros.conversions import NS
 from pi0_control.ros.inputs import Inputs, Look
+from pi0_control.ros.reading import NS
 from pi0_control.types import ActionChunk, ChunkPrefix, Command, Observation
 
 PREVIEW_STEPS = 1000  # far beyond any horizon

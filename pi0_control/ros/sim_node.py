@@ -31,9 +31,10 @@ from trajectory_msgs.msg import JointTrajectory
 from pi0_control.errors import ConfigError, Pi0Error
 from pi0_control.robot import RobotSpec
 from pi0_control.ros import parameters
-from pi0_control.ros.conversions import NS, image_message, joint_positions, joint_state_message, to_ns, to_stamp
+from pi0_control.ros.conversions import image_message, joint_state_message, to_stamp
 from pi0_control.ros.parameters import Entry
 from pi0_control.ros.qos import LATCHED
+from pi0_control.ros.reading import NS, joint_positions, to_ns
 from pi0_control.ros.trajectory import Trajectory
 
 MAX_LAG_NS = NS // 5  # of the world behind real time, before time is let go

@@ -9,7 +9,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi0_control.errors import ConfigError
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.conversions import NS, joint_positions, to_ns
+from pi0_control.ros.reading import NS, joint_positions, to_ns
 
 
 @dataclass(frozen=True)
