@@ -10,6 +10,7 @@ import numpy as np
 
 from pi0_control.errors import CheckpointError, ConfigError, RobotMismatchError
 from pi0_control.model.config import Pi0Config
+from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.policy.images import Resize
 from pi0_control.policy.norm_stats import OPENPI_EPS, NormKind, NormRule
 from pi0_control.policy.tokenizer import PromptFormat
@@ -17,7 +18,7 @@ from pi0_control.policy.units import UnitsName, units_joints
 from pi0_control.robot import RobotSpec
 
 FORMAT_VERSION = 1
-LATER_FIELDS = ("rtc_max_delay", "norm_rule", "units", "uncommanded", "rates")  # that older files of version 1 lack
+LATER_FIELDS = ("rtc_max_delay", "norm_rule", "units", "uncommanded", "rates", "camera_stats")  # new since version 1
 CAMERA_SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")  # openpi's names, in the order of its prefix
 
 
@@ -49,6 +50,7 @@ class PolicyConfig:
         uncommanded: joints of the state that no action is predicted for; the others are, in order, the first entries of
             the model's actions.
         rates: joints whose actions are velocities or steps, 0 to stand still, and no positions.
+        camera_stats: what cameras of the robot showed in training, as far as that is known.
         provenance: how the policy came about, free text by topic.
     """
 
@@ -71,6 +73,7 @@ class PolicyConfig:
     units: UnitsName = "robot"
     uncommanded: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()
+    camera_stats: Mapping[str, CameraStats] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -139,7 +142,8 @@ class PolicyConfig:
         """Plain JSON values, the inverse of :meth:`from_dict`; a switch that is off leaves no trace."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         plain = {"model": self.model.to_dict(), "robot": self.robot.to_dict(), "cameras": dict(self.cameras)}
-        values |= {**plain, "provenance": dict(self.provenance)}
+        seen = {name: stats.to_dict() for name, stats in self.camera_stats.items()}
+        values |= {**plain, "camera_stats": seen, "provenance": dict(self.provenance)}
         off = [name for name in LATER_FIELDS if values[name] == _DEFAULTS[name]]
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -163,7 +167,7 @@ class PolicyConfig:
             f"The policy config has unknown keys {sorted(set(values) - expected)} and lacks "
             f"{sorted(expected - set(values))}; expected exactly {sorted(expected)}.",
         )
-        for name in ("model", "robot", "cameras", "provenance"):
+        for name in ("model", "robot", "cameras", "camera_stats", "provenance"):
             _require(isinstance(values[name], Mapping), f"The policy config's {name} is not an object.")
         lists = ("delta_mask", "optional_cameras", "uncommanded", "rates")
         for name in lists:
@@ -171,6 +175,7 @@ class PolicyConfig:
         built = {
             "model": Pi0Config.from_dict(values["model"]),
             "robot": RobotSpec.from_dict(values["robot"], source="The policy config's robot"),
+            "camera_stats": {name: CameraStats.from_dict(stats) for name, stats in values["camera_stats"].items()},
         }
         return cls(**{**values, **built, **{name: tuple(values[name]) for name in lists}})
 
@@ -246,6 +251,10 @@ class PolicyConfig:
             f"cameras maps to {used}; expected distinct cameras of robot {self.robot.name!r}: {available}.",
         )
         _require(
+            set(self.camera_stats) <= set(available),
+            f"camera_stats are of {list(self.camera_stats)}; expected cameras of {available}.",
+        )
+        _require(
             set(self.optional_cameras) < set(used),
             f"optional_cameras are {list(self.optional_cameras)}; expected some, not all, of {used}.",
         )
@@ -283,7 +292,7 @@ def _robot_differences(made_for: RobotSpec, robot: RobotSpec) -> list[str]:
     return differences
 
 
-_DEFAULTS = {item.name: item.default for item in fields(PolicyConfig)}
+_DEFAULTS = {item.name: item.default for item in fields(PolicyConfig)} | {"camera_stats": {}}
 
 
 def _require(condition: bool, message: str) -> None:
