@@ -11,6 +11,7 @@ pytest.importorskip("rclpy", reason="no rclpy: on Linux pip install 'pi0-control
 from serving_parts import serving
 
 from pi0_control.cli.ros import load_policy
+from pi0_control.errors import Pi0Error
 from pi0_control.policy import HoldPolicy
 from pi0_control.robot import RobotSpec
 from pi0_control.ros import evaluate, policy_node, sim_node
@@ -58,13 +59,16 @@ def test_the_executables_of_ros2_run_leave_everything_to_their_parameters(pi0, g
     assert given == [list(arguments), list(arguments)]
 
 
-def test_eval_tells_every_episode_and_the_success(pi0, monkeypatch, capsys) -> None:
+def test_eval_tells_every_episode_and_the_success_even_if_it_is_cut_off(pi0, monkeypatch, capsys) -> None:
     def examine(task: str, seeds: range, limit_s: float, args: list[str]) -> Any:
         for seed in seeds:
+            if seed == 11:
+                raise Pi0Error("policy_node is gone")
             yield {"seed": seed, "steps": 40, "is_success": seed != 8, "prompt": "pick up the red block"}
 
     monkeypatch.setattr(evaluate, "examine", examine)
-    pi0("ros", "eval", "--task", "Lift", "--episodes", "4", "--seed", "7")
+    with pytest.raises(SystemExit):
+        pi0("ros", "eval", "--task", "Lift", "--episodes", "20", "--seed", "7")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "8  failure after  40 steps  pick up the red block"
     assert lines[-1] == "Lift: 3 of 4 episodes, 75 %"

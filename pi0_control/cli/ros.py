@@ -135,10 +135,12 @@ def _examine(examination: Examination, forwarded: list[str]) -> None:
 
     check_counts(examination.episodes, examination.seed)
     seeds = range(examination.seed, examination.seed + examination.episodes)
-    successes = 0
-    for count, episode in enumerate(examine(examination.task, seeds, examination.limit_s, forwarded), 1):
-        successes += episode["is_success"]
-        outcome = "success" if episode["is_success"] else "failure"
-        print(f"{episode['seed']}  {outcome} after {episode['steps']:3d} steps  {episode['prompt']}", flush=True)
-        if count == len(seeds):
+    count = successes = 0
+    try:
+        for episode in examine(examination.task, seeds, examination.limit_s, forwarded):
+            count, successes = count + 1, successes + episode["is_success"]
+            outcome = "success" if episode["is_success"] else "failure"
+            print(f"{episode['seed']}  {outcome} after {episode['steps']:3d} steps  {episode['prompt']}", flush=True)
+    finally:
+        if count:  # of those there were, if it is cut off
             print(f"{examination.task}: {successes} of {count} episodes, {100 * successes / count:.0f} %")
