@@ -1,12 +1,14 @@
 """Files that are there whole or not at all, and folders that one process has at a time."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pi0_control.errors import Pi0Error
+from pi0_control.errors import CheckpointError, Pi0Error
 
 PARTIAL = ".partial"  # suffix of a file that is not finished
 
@@ -37,6 +39,22 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, or it is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {path}.") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is not valid JSON: it is nested too deep.") from error
+    except ValueError as error:  # also what is not UTF-8, and numbers of thousands of digits
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
 
 
 def lock_of(path: Path) -> FileLock:

@@ -1,21 +1,21 @@
 """The figures of openpi's own code (golden/README.md) come out of this model: float32 to 1e-4, bfloat16 to 2 %."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import GOLDEN, golden_directory
 from safetensors import safe_open
 from torch import Tensor
 
-from pi0_control.model.checkpoint import from_openpi_jax, from_openpi_torch, load_public_checkpoint
-from pi0_control.model.config import Pi0Config, SiglipConfig
+from pi0_control.model.checkpoints import open_checkpoint
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.sampler import sample_actions
 
-GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["pi0", "pi05"]
 BACKENDS = ["eager", "sdpa", "flex"]
 
@@ -29,18 +29,16 @@ def relative_rms(ours: Tensor, golden: Any) -> float:
     return ((ours.double() - golden).square().mean().sqrt() / golden.std()).item()
 
 
-def variant(name: str) -> dict[str, Any]:
-    return {"state_input": "none", "ada_norm": "adarms"} if name == "pi05" else {}
+def load(directory: Path, backend: str, **changes: int) -> Pi0:
+    checkpoint = open_checkpoint(directory)
+    model = Pi0.empty(replace(checkpoint.config, attn_backend=backend, **changes))
+    checkpoint.load(model)
+    return model
 
 
 def jax_model(name: str, backend: str = "eager") -> tuple[Pi0, ModelInputs, dict[str, Any]]:
+    model = load(GOLDEN / f"orbax_{name}_tiny", backend, action_horizon=7, max_token_len=12)
     arrays = dict(np.load(GOLDEN / f"{name}_tiny.npz"))
-    vision = SiglipConfig(width=48, depth=3, num_heads=4, mlp_dim=72)
-    config = Pi0Config(vision, 96, 160, 48, 80, 3, 8, 1, 16, 512, 6, 7, 12, attn_backend=backend, **variant(name))
-    model = Pi0(config)
-    load_public_checkpoint(
-        model, from_openpi_jax({path[6:]: array for path, array in arrays.items() if path.startswith("param:")})
-    )
     y, x, c = np.mgrid[0:224, 0:224, 0:3]
     pixels = [[(3 * x + 5 * y + 7 * c + 11 * k + 13 * b + (x * y) // 17) % 256 for k in range(3)] for b in range(2)]
     inputs = ModelInputs(
@@ -54,32 +52,10 @@ def jax_model(name: str, backend: str = "eager") -> tuple[Pi0, ModelInputs, dict
 
 
 def torch_model(name: str, backend: str = "eager") -> tuple[Pi0, ModelInputs, dict[str, Tensor]]:
+    with TemporaryDirectory() as directory:
+        model = load(golden_directory(Path(directory), name), backend)
     with safe_open(GOLDEN / f"openpi_torch_{name}_tiny.safetensors", "pt") as file:
-        sizes = json.loads(file.metadata()["config"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    vlm, expert, vision = sizes["vlm"], sizes["action_expert"], sizes["vision"]
-    config = Pi0Config(
-        vision=SiglipConfig(
-            vision["image_size"],
-            vision["patch"],
-            vision["width"],
-            vision["depth"],
-            vision["num_heads"],
-            vision["mlp_dim"],
-        ),
-        prefix_width=vlm["width"],
-        prefix_mlp_dim=vlm["mlp_dim"],
-        action_width=expert["width"],
-        action_mlp_dim=expert["mlp_dim"],
-        **{key: vlm[key] for key in ("depth", "num_heads", "num_kv_heads", "head_dim")},
-        vocab_size=sizes["vocab"],
-        **{key: sizes[key] for key in ("action_dim", "action_horizon", "max_token_len")},
-        attn_backend=backend,
-        **variant(name),
-    )
-    model = Pi0(config)
-    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
-    load_public_checkpoint(model, from_openpi_torch(weights))
+        tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("weights.")}  # noqa: SIM118
     inputs = ModelInputs(
         tensors["in.images"],
         tensors["in.image_masks"],

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pi0_control.errors import ConfigError
 
+LARGEST, MOST_LAYERS = 2**20, 1000  # sizes beyond are of a damaged file
+
 
 @dataclass(frozen=True)
 class SiglipConfig:
@@ -33,8 +35,9 @@ class SiglipConfig:
         _check_types(self, "vision")
         object.__setattr__(self, "stem_channels", tuple(self.stem_channels))
         for name in ("image_size", "patch_size", "width", "num_heads", "mlp_dim"):
-            _require(getattr(self, name) > 0, f"vision.{name} is {getattr(self, name)}; expected above zero.")
-        _require(self.depth >= 0, f"vision.depth is {self.depth}; expected zero or more.")
+            value = getattr(self, name)
+            _require(0 < value <= LARGEST, f"vision.{name} is {value}; expected 1 to {LARGEST}.")
+        _require(0 <= self.depth <= MOST_LAYERS, f"vision.depth is {self.depth}; expected 0 to {MOST_LAYERS}.")
         _require(
             self.width % self.num_heads == 0,
             f"vision.width {self.width} is not a multiple of vision.num_heads {self.num_heads}.",
@@ -109,8 +112,8 @@ class Pi0Config:
         _check_types(self, "model")
         for entry in fields(self):
             if entry.type is int:
-                value = getattr(self, entry.name)
-                _require(value > 0, f"{entry.name} is {value}; expected above zero.")
+                value, largest = getattr(self, entry.name), MOST_LAYERS if entry.name == "depth" else LARGEST
+                _require(0 < value <= largest, f"{entry.name} is {value}; expected 1 to {largest}.")
         _require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}.",

@@ -1,0 +1,66 @@
+"""Weights to disk: our own names, or openpi's with which LeRobot reads them too."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pi0_control.errors import ConfigError
+from pi0_control.model.checkpoints.checkpoint import MODEL_ENTRY
+from pi0_control.model.checkpoints.moves import Move, carry_out, require_fit
+from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
+from pi0_control.model.checkpoints.torch_names import EMBEDDING, EXPERT_HEAD, TIED_HEAD, torch_moves
+from pi0_control.model.config import Pi0Config
+from pi0_control.model.pi0 import Pi0
+
+
+def save_weights(model: Pi0 | Mapping[str, Tensor], path: str | Path) -> None:
+    """Write the weights of a model, or its state, to a safetensors file under our names."""
+    state = model.state_dict() if isinstance(model, Pi0) else model
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load_weights(model: Pi0, path: str | Path) -> None:
+    """Read what :func:`save_weights` wrote into the model, cast to the model's dtypes.
+
+    Raises:
+        CheckpointError: no such file, not a whole safetensors file, or names and shapes that are not the model's.
+    """
+    file, state = SafetensorsFile(path), model.state_dict()
+    moves = [Move(name, (name,)) for name in state]
+    require_fit(moves, file, {name: tensor.shape for name, tensor in state.items()}, f"{path} does not fit the model")
+    carry_out(moves, file, state)
+
+
+def openpi_tensors(state: Mapping[str, Tensor], config: Pi0Config) -> dict[str, Tensor]:
+    """Views of a model's weights under openpi's names; the tied embedding is ``lm_head``, as in released files.
+
+    Raises:
+        ConfigError: openpi has no model of this architecture.
+    """
+    is_public = (config.state_input, config.ada_norm) in (("token", "none"), ("none", "adarms"))
+    if not (is_public and config.is_public_architecture and config.vision.stem == "patch"):
+        raise ConfigError(
+            f"openpi and LeRobot have no model with stem {config.vision.stem!r}, state_input {config.state_input!r}, "
+            f"ada_norm {config.ada_norm!r} and switches {list(config.changed_switches)}; expected those of π0 or π0.5."
+        )
+    return {move.source: state[move.targets[0]][slice(*move.rows)] for move in torch_moves(config)}
+
+
+def save_openpi(state: Mapping[str, Tensor], config: Pi0Config, path: str | Path, prefix: str = "") -> None:
+    """Write weights to a safetensors file that openpi loads, or LeRobot with the prefix ``model.``.
+
+    It has what those ask for: the tied embedding under the name that safetensors keeps, and the unused output head of
+    the action expert, as zeros. The header has the whole model config, which :func:`open_checkpoint` reads again.
+
+    Raises:
+        ConfigError: openpi has no model of this architecture.
+    """
+    tensors = openpi_tensors(state, config)
+    tensors[EXPERT_HEAD] = tensors[TIED_HEAD].new_zeros(config.vocab_size, config.action_width)
+    tied = {prefix + EMBEDDING: prefix + TIED_HEAD}
+    metadata = {"format": "pt", MODEL_ENTRY: json.dumps(config.to_dict()), **tied}
+    save_file({prefix + name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
