@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pi0_control.doctor.cameras import blank
+from pi0_control.doctor.numbers import FAR_OUTSIDE, TINY_SPAN
 from pi0_control.errors import DatasetError
 from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
@@ -14,10 +16,7 @@ from pi0_control.train.episode import Episode
 from pi0_control.train.pictures import Picture, read_moments
 from pi0_control.train.video import count_frames
 
-TINY_SPAN = 1e-3  # between q01 and q99; training would magnify noise to full scale
-FAR_OUTSIDE = 1.0  # spans between q01 and q99 that a value lies beyond them
 STEP_TOLERANCE_S = 1e-4  # LeRobot's
-DARK, PLAIN, SAME = 8, 3, 8  # grey levels of 255: mean, spread within an image, difference between images
 
 
 @dataclass(frozen=True)
@@ -170,17 +169,7 @@ def find_camera_problems(glimpses: Sequence[Glimpse]) -> list[str]:
         unreadable = [look.episode.index for look in glimpses if not look.images[camera]]
         if unreadable:
             problems.append(f"Camera {camera}: no image of episode {unreadable[0]} can be read.")
-        images = [image.astype(np.int16) for look in glimpses for image in look.images[camera]]
-        if not images:
-            continue
-        if max(image.mean() for image in images) < DARK:
-            problems.append(f"Camera {camera}: dark.")
-        elif max(image.std((0, 1)).max() for image in images) < PLAIN:
-            problems.append(f"Camera {camera}: every image is of one plain colour.")
-        elif all(_is_same(image, images[0]) for image in images[1:]):
-            problems.append(f"Camera {camera}: the same image throughout.")
+        images = [image for look in glimpses for image in look.images[camera]]
+        if images and (nothing := blank(images)):
+            problems.append(f"Camera {camera}: {nothing}.")
     return problems
-
-
-def _is_same(image: NDArray[np.int16], other: NDArray[np.int16]) -> bool:
-    return image.shape == other.shape and int(np.abs(image - other).max()) <= SAME

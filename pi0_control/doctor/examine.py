@@ -1,0 +1,169 @@
+"""All checks of one policy, alone or with what its robot shows."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pi0_control.doctor import actions
+from pi0_control.doctor.cameras import check_cameras
+from pi0_control.doctor.findings import Finding
+from pi0_control.doctor.match import Match, Spread
+from pi0_control.doctor.numbers import (
+    Numbers,
+    beyond_limits,
+    confusions,
+    grippers,
+    out_of_range,
+    standing,
+    tiny_spans,
+)
+from pi0_control.doctor.recording import Recording
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import NormStats
+from pi0_control.policy.transforms import policy_states
+
+STATE, ACTIONS = "state", "actions"
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What was found.
+
+    Attributes:
+        findings: errors first.
+        state, actions: in the units of the statistics; with values where they could be compared.
+    """
+
+    findings: tuple[Finding, ...]
+    state: Numbers
+    actions: Numbers
+
+
+def examine(config: PolicyConfig, stats: NormStats, recording: Recording | None = None) -> Examination:
+    """What does not fit between a policy, its statistics and what its robot shows.
+
+    Args:
+        config, stats: of the policy; its weights are not needed.
+        recording: what the robot showed; without it only the policy itself is looked at.
+    """
+    joints = config.robot.joints
+    state = Numbers(STATE, joints, stats.state)
+    action = Numbers(ACTIONS, [joints[index] for index in config.commanded], stats.actions)
+    findings = [*tiny_spans(state, config.norm), *tiny_spans(action, config.norm)]
+    if config.units == "robot":
+        findings += beyond_limits(state)
+    if recording is not None:
+        findings += [*check_cameras(config, recording.images), *actions.rate(recording, config)]
+        recording, found = _comparable(recording, config)
+        findings += found
+    if recording is not None:
+        state = replace(state, values=policy_states(recording.states, config))
+        findings += _check_state(state)
+        if recording.actions is not None:
+            is_right = not confusions(state, state.expected)[0]
+            action, found = _check_actions(config, state, action, recording, is_right)
+            findings += found
+    return Examination(tuple(sorted(findings, key=lambda finding: finding.severity != "error")), state, action)
+
+
+def _comparable(recording: Recording, config: PolicyConfig) -> tuple[Recording | None, list[Finding]]:
+    """The recording in the order of the robot, without moments that lack numbers; None if nothing is left."""
+    recording, findings = in_robot_order(recording, config)
+    if any(finding.name == "width" for finding in findings):
+        return None, findings
+    recording, lacking = _finite(recording)
+    return (recording if len(recording.states) else None), findings + lacking
+
+
+def _check_state(state: Numbers) -> list[Finding]:
+    confused, found = confusions(state, state.expected)
+    return [*confused, *_ranges(state, found)]
+
+
+def _check_actions(
+    config: PolicyConfig, state: Numbers, action: Numbers, recording: Recording, is_state_right: bool
+) -> tuple[Numbers, list[Finding]]:
+    """Confusions in the targets themselves; where there are none, how the actions lie in the statistics."""
+    absolute = replace(config, action_space="joint_absolute", delta_mask=(False,) * len(state.joints))
+    targets = replace(action, values=actions.predicted(recording, absolute, 1))
+    is_delta = np.array(config.delta_mask)[list(config.commanded)]
+    like_state, like_action = state.expected[np.array(config.commanded)], action.expected
+    expected = Spread(*(np.where(is_delta, getattr(like_state, n), getattr(like_action, n)) for n in ("mean", "std")))
+    confused, _ = confusions(targets, expected)
+    findings = confused or [*actions.relative_or_absolute(recording, config, action.stats)]
+    if findings or not is_state_right:
+        return action, findings
+    action = replace(action, values=actions.predicted(recording, config))
+    return action, [*_ranges(action), *actions.horizon(recording, config, action.stats)]
+
+
+def _ranges(numbers: Numbers, found: Match | None = None) -> list[Finding]:
+    """Grippers, joints that stand still and joints out of range, where no confusion explains them."""
+    if found is not None and (found.unit or found.groups):
+        return []
+    inverted = [*grippers(numbers)]
+    explained = {*(found.flipped if found is not None else ()), *(index for index, _ in inverted)}
+    return [*(finding for _, finding in inverted), *standing(numbers), *out_of_range(numbers, explained)]
+
+
+def in_robot_order(recording: Recording, config: PolicyConfig) -> tuple[Recording, list[Finding]]:
+    """The recording with one number per joint, in the order of the robot; findings where it was not so."""
+    findings: list[Finding] = []
+    states = _ordered(recording.states, recording.state_names, config, STATE, findings)
+    values = recording.actions
+    if values is not None and values.shape[1] == len(config.commanded) < len(config.robot.joints):
+        wide = np.zeros((len(values), len(config.robot.joints)), np.float32)
+        wide[:, list(config.commanded)] = values
+        values = wide
+    elif values is not None:
+        values = _ordered(values, recording.action_names, config, ACTIONS, findings)
+    return replace(recording, states=states, actions=values), findings
+
+
+def _ordered(
+    values: NDArray[np.float32], names: tuple[str, ...], config: PolicyConfig, where: str, findings: list[Finding]
+) -> NDArray[np.float32]:
+    expected = config.robot.joint_names
+    if values.shape[1] != len(expected):
+        findings.append(
+            Finding(
+                "error",
+                "width",
+                where,
+                f"{values.shape[1]} numbers {', '.join(names)}".strip(),
+                f"{len(expected)}: {', '.join(expected)}",
+                "record what the policy's robot has",
+            )
+        )
+    elif names != expected and sorted(names) == sorted(expected):
+        findings.append(
+            Finding(
+                "error",
+                "joint order",
+                where,
+                ", ".join(names),
+                ", ".join(expected),
+                "send the joints in the order of the robot file",
+            )
+        )
+        return values[:, [names.index(name) for name in expected]]
+    return values
+
+
+def _finite(recording: Recording) -> tuple[Recording, list[Finding]]:
+    """The moments whose numbers are all finite."""
+    is_finite: NDArray[np.bool_] = np.isfinite(recording.states).all(1)
+    if recording.actions is not None:
+        is_finite &= np.isfinite(recording.actions).all(1)
+    if is_finite.all():
+        return recording, []
+    seen = f"{(~is_finite).sum()} of {len(is_finite)} moments"
+    finding = Finding("error", "not finite", STATE, seen, "a number for every joint", "find out what sends none")
+    left = replace(
+        recording,
+        states=recording.states[is_finite],
+        actions=None if recording.actions is None else recording.actions[is_finite],
+        episode=recording.episode[is_finite],
+    )
+    return left, [finding]

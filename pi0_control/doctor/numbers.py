@@ -1,0 +1,213 @@
+"""States and actions against the statistics of a policy, joint by joint."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pi0_control.doctor.findings import Finding, Severity
+from pi0_control.doctor.match import STILL, UNITS, Match, Spread, match, misfit
+from pi0_control.policy.norm_stats import NormKind, VectorStats
+from pi0_control.robot import Joint
+
+TINY_SPAN = 1e-3  # between q01 and q99, say; normalising magnifies noise to full scale
+NORMAL_Q99 = 2.326  # standard deviations
+MARGIN = 0.02  # of that span, within which a value is not counted as outside
+FAR_OUTSIDE = 1.0  # spans between q01 and q99 that a value lies beyond them
+FAR_SHARE, OUTSIDE_SHARE = 0.05, 0.25  # of moments: far outside is wrong, outside may be; 2 % are expected
+BESIDE, FAR_BESIDE = 0.3, 0.5  # spans that the mean of a gripper is beside the expected one, where it is inverted
+BAD = 3.0  # misfit of a gripper that has another range
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """What was seen of D joints, and what is expected.
+
+    Attributes:
+        where: ``state`` or ``actions``.
+        joints: D of them.
+        stats: of at least D entries.
+        values: float32 [N, D], finite, in the units of the statistics; None where nothing was recorded.
+    """
+
+    where: str
+    joints: Sequence[Joint]
+    stats: VectorStats
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def expected(self) -> Spread:
+        """As a normal distribution."""
+        size = len(self.joints)
+        return Spread(self.stats.mean[:size], self.stats.std[:size])
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Quantiles 1 % and 99 % that are expected, each [D]; of a normal distribution where there are none."""
+        size, stats = len(self.joints), self.stats
+        if stats.q01 is None or stats.q99 is None:
+            return tuple((stats.mean + sign * NORMAL_Q99 * stats.std)[:size] for sign in (-1, 1))  # type: ignore[return-value]
+        return stats.q01[:size], stats.q99[:size]
+
+    def beyond(self) -> NDArray[np.float64]:
+        """How many spans between the quantiles every value lies beyond them, [N, D]; below 0 inside."""
+        assert self.values is not None
+        low, high = self.bounds
+        return np.maximum(low - self.values, self.values - high) / np.maximum(high - low, TINY_SPAN)
+
+    def outside(self) -> NDArray[np.float64]:
+        """Share of the values beyond the quantiles, [D]."""
+        return (self.beyond() > MARGIN).mean(0)
+
+    def seen_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Quantiles 1 % and 99 % that were seen, each [D]."""
+        assert self.values is not None
+        low, high = np.quantile(self.values, (0.01, 0.99), axis=0)
+        return low, high
+
+
+def span(low: float, high: float) -> str:
+    """A range in words."""
+    return f"{low:.3g} to {high:.3g}"
+
+
+def tiny_spans(numbers: Numbers, norm: NormKind) -> Iterator[Finding]:
+    """Joints whose statistics have next to no spread."""
+    lower, upper = numbers.stats.bounds(norm)
+    for joint, spread in zip(numbers.joints, upper - lower, strict=False):
+        if spread < TINY_SPAN:
+            what = "2 std" if norm == "z_score" else "span"
+            yield Finding(
+                "warning",
+                "tiny span",
+                f"{numbers.where} {joint.name}",
+                f"{what} {spread:.2g}",
+                f"at least {TINY_SPAN:g}",
+                "noise of this joint fills the whole range: widen its statistics to the noise of the robot, or take "
+                "them from data in which it moves",
+            )
+
+
+def beyond_limits(numbers: Numbers) -> Iterator[Finding]:
+    """Joints whose statistics are of positions that the robot does not have."""
+    low, high = numbers.bounds
+    for joint, start, end in zip(numbers.joints, low, high, strict=True):
+        room = (joint.upper - joint.lower) / 2
+        if start < joint.lower - room or end > joint.upper + room:
+            yield Finding(
+                "error",
+                "statistics beyond limits",
+                f"{numbers.where} {joint.name}",
+                span(start, end),
+                f"{span(joint.lower, joint.upper)} (limits of the robot file)",
+                "the statistics are of another robot, joint order or unit: choose others, or another robot file",
+            )
+
+
+def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match]:
+    """Wrong units, orders and signs, where another one fits ``expected`` clearly better."""
+    assert numbers.values is not None
+    kinds = np.array([joint.kind for joint in numbers.joints])
+    seen, names = Spread.of(numbers.values), [joint.name for joint in numbers.joints]
+    found = match(seen, expected, kinds == "revolute", kinds == "gripper")
+    findings = []
+    if found.unit:
+        size = [np.median(np.abs(spread.mean[kinds == "revolute"])) for spread in (seen, expected)]
+        findings.append(
+            Finding(
+                "error",
+                "degrees and radians",
+                numbers.where,
+                f"{found.unit}, about {size[0]:.3g}",
+                f"about {size[1]:.3g}",
+                f"multiply the angles by {UNITS[found.unit]:.6g}",
+            )
+        )
+    for group in found.groups:
+        places = sorted(found.column[list(group)].tolist())
+        holder = {int(found.column[index]): index for index in group}
+        like = [("-" if found.sign[holder[place]] < 0 else "") + names[holder[place]] for place in places]
+        findings.append(
+            Finding(
+                "error",
+                "joint order",
+                numbers.where,
+                f"in the places of {', '.join(names[place] for place in places)}: what looks like {', '.join(like)}",
+                "the order of the robot file",
+                "send the joints in that order",
+            )
+        )
+    for index in found.flipped:
+        findings.append(
+            Finding(
+                "error",
+                "sign",
+                f"{numbers.where} {names[index]}",
+                f"about {seen.mean[index]:.3g}",
+                f"about {expected.mean[index]:.3g}",
+                "turn the sign of this joint, in states and actions",
+            )
+        )
+    return findings, found
+
+
+def grippers(numbers: Numbers) -> Iterator[tuple[int, Finding]]:
+    """Grippers that are the other way round, or have another range; with their index."""
+    assert numbers.values is not None
+    seen, expected = Spread.of(numbers.values), numbers.expected
+    (low, high), (seen_low, seen_high) = numbers.bounds, numbers.seen_bounds()
+    as_is, size = misfit(seen, expected), np.maximum(high - low, TINY_SPAN)
+    beside, turned = (np.abs(mean - expected.mean) / size for mean in (seen.mean, low + high - seen.mean))
+    for index, joint in enumerate(numbers.joints):
+        if joint.kind != "gripper" or seen.std[index] <= STILL * expected.std[index]:
+            continue
+        ranges = span(seen_low[index], seen_high[index]), span(low[index], high[index])
+        where = f"{numbers.where} {joint.name}"
+        if beside[index] > BESIDE and turned[index] < beside[index] / 3:
+            means = (f"{ranges[0]}, mostly {seen.mean[index]:.2g}", f"{ranges[1]}, mostly {expected.mean[index]:.2g}")
+            change = f"open and closed seem exchanged: if so, send {low[index] + high[index]:.3g} minus the value"
+            severity: Severity = "error" if beside[index] > FAR_BESIDE else "warning"
+            yield index, Finding(severity, "gripper inverted", where, *means, change)
+        elif as_is[index] > BAD:
+            factor = (high[index] - low[index]) / max(seen_high[index] - seen_low[index], 1e-9)
+            change = f"bring it into that range, perhaps times {factor:.3g}"
+            yield index, Finding("error", "gripper range", where, *ranges, change)
+
+
+def standing(numbers: Numbers) -> Iterator[Finding]:
+    """Joints that do not move at all, and should."""
+    assert numbers.values is not None
+    low, high = numbers.bounds
+    value = numbers.values[0]
+    is_still = np.ptp(numbers.values, axis=0) <= STILL * numbers.expected.std
+    for index in np.flatnonzero(is_still & (high - low >= TINY_SPAN)):
+        yield Finding(
+            "warning",
+            "constant",
+            f"{numbers.where} {numbers.joints[index].name}",
+            f"{value[index]:.3g} throughout",
+            span(low[index], high[index]),
+            "is it connected, and does the recording show a task that moves it?",
+        )
+
+
+def out_of_range(numbers: Numbers, explained: Collection[int]) -> Iterator[Finding]:
+    """Joints often beyond what the policy has seen, but for those that something else explains."""
+    beyond, outside = numbers.beyond(), numbers.outside()
+    (low, high), (seen_low, seen_high) = numbers.bounds, numbers.seen_bounds()
+    far = (beyond > FAR_OUTSIDE).mean(0)
+    for index, joint in enumerate(numbers.joints):
+        if index in explained or (far[index] <= FAR_SHARE and outside[index] <= OUTSIDE_SHARE):
+            continue
+        is_far = far[index] > FAR_SHARE
+        yield Finding(
+            "error" if is_far else "warning",
+            "out of range",
+            f"{numbers.where} {joint.name}",
+            f"{span(seen_low[index], seen_high[index])}: {outside[index]:.0%} outside, up to "
+            f"{beyond[:, index].max():.1f} spans",
+            span(low[index], high[index]),
+            "check zero, unit and limits of this joint; where they are right, start nearer to the training data or "
+            "train with such data",
+        )

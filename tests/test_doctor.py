@@ -1,0 +1,226 @@
+"""Planted faults are found, each by its name and nothing else with it; a sound recording has none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from policy_parts import ARM6, TINY
+
+from pi0_control.doctor import Recording, examine
+from pi0_control.doctor.actions import predicted
+from pi0_control.doctor.cameras import mean_colour
+from pi0_control.policy import NormStats, PolicyConfig, VectorStats
+from pi0_control.policy.camera_stats import CameraStats
+from pi0_control.train.dataset import Dataset
+from pi0_control.train.episode import Episode
+
+EPISODES, LENGTH = 12, 60
+MIDDLE = np.array([-0.3, 0.7, 1.7, 0.0, -0.6, 0.2])
+REACH = np.array([0.3, 0.15, 0.25, 0.02, 0.1, 0.5])
+ANGLES, SHAPE = slice(0, 6), (48, 64, 3)
+ABSOLUTE = {"action_space": "joint_absolute", "delta_mask": (False,) * 7}
+
+
+def record(seed: int) -> Recording:
+    """Swings around the middle, in which the gripper is mostly open; targets are where the arm is two steps later."""
+    rng = np.random.default_rng(seed)
+    states, actions = [], []
+    for _ in range(EPISODES):
+        times = np.arange(LENGTH + 2)[:, None]
+        angles = MIDDLE + REACH * np.sin(times * rng.uniform(0.1, 0.2, 6) + rng.uniform(0, 7, 6))
+        closing = 1 / (1 + np.exp((times - 0.7 * LENGTH) / 3))
+        states.append(np.hstack([angles, closing])[:LENGTH])
+        actions.append(np.hstack([angles[2:], closing[2:] > 0.5]))
+    images = {
+        name: [rng.integers((60, 40, 0), (255, 200, 120), SHAPE).astype(np.uint8) for _ in range(5)]
+        for name in ARM6.cameras
+    }
+    numbers = (np.concatenate(values).astype(np.float32) for values in (states, actions))
+    names = ARM6.joint_names
+    return Recording("test", *numbers, np.arange(EPISODES).repeat(LENGTH), 20.0, names, names, images, ("go",))
+
+
+def stats_of(values: np.ndarray) -> VectorStats:
+    low, high = np.quantile(values, (0.01, 0.99), axis=0)
+    return VectorStats(values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64), low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    config: PolicyConfig
+    stats: NormStats
+    recording: Recording
+
+    def names(self) -> set[str]:
+        return {finding.name for finding in examine(self.config, self.stats, self.recording).findings}
+
+    def configured(self, **changes) -> "Case":
+        return replace(self, config=replace(self.config, **changes))
+
+    def recorded(self, **changes) -> "Case":
+        return replace(self, recording=replace(self.recording, **changes))
+
+    def numbers(self, change: Callable[[np.ndarray], np.ndarray]) -> "Case":
+        """States and actions changed alike."""
+        states, actions = (change(values.copy()) for values in (self.recording.states, self.recording.actions))
+        return self.recorded(states=states, actions=actions)
+
+    def joint(self, index: int | slice, factor: float = 1.0, offset: float = 0.0) -> "Case":
+        def change(values: np.ndarray) -> np.ndarray:
+            values[:, index] = values[:, index] * factor + offset
+            return values
+
+        return self.numbers(change)
+
+    def pictures(self, change: Callable[[np.ndarray], np.ndarray]) -> "Case":
+        images = self.recording.images.items()
+        return self.recorded(images={name: [change(image) for image in some] for name, some in images})
+
+
+def case(seed: int = 1, **settings) -> Case:
+    """A policy that knows recording 0, and another recording."""
+    known = record(0)
+    seen = {name: CameraStats(*SHAPE[:2], tuple(mean_colour(some).tolist())) for name, some in known.images.items()}
+    config = PolicyConfig.for_robot(ARM6, TINY, **{"camera_stats": seen, **settings})
+    return Case(config, NormStats(stats_of(known.states), stats_of(predicted(known, config))), record(seed))
+
+
+@pytest.fixture(scope="module")
+def sound() -> Case:
+    return case()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("settings", [{}, {"norm": "quantile"}, ABSOLUTE], ids=["delta", "quantile", "absolute"])
+def test_a_sound_recording_has_no_findings(seed, settings) -> None:
+    assert case(seed, **settings).names() == set()
+
+
+def of_another_horizon(sound: Case) -> Case:
+    """A policy whose statistics are of chunks three times as long."""
+    long = replace(sound.config, model=replace(TINY, action_horizon=18))
+    return replace(sound, stats=replace(sound.stats, actions=stats_of(predicted(sound.recording, long))))
+
+
+def with_std(sound: Case, std: float) -> Case:
+    state = sound.stats.state
+    return replace(
+        sound, stats=replace(sound.stats, state=replace(state, std=np.where(np.arange(7) == 3, std, state.std)))
+    )
+
+
+def with_gripper_inverted(sound: Case) -> Case:
+    states = sound.recording.states
+    return sound.recorded(states=np.hstack([states[:, :6], 1 - states[:, 6:]]))
+
+
+def without_gripper(sound: Case) -> Case:
+    return sound.recorded(states=sound.recording.states[:, :6], state_names=())
+
+
+def with_nan(values: np.ndarray) -> np.ndarray:
+    values[[3, 7], 2] = np.nan
+    return values
+
+
+FAULTS: dict[str, tuple[Callable[[Case], Case], str, str]] = {
+    "degrees": (lambda c: c.joint(ANGLES, 180 / np.pi), "degrees and radians", "multiply the angles by 0.0174533"),
+    "gripper first": (
+        lambda c: c.numbers(lambda v: np.roll(v, 1, 1)),
+        "joint order",
+        "in the places of waist, shoulder, elbow, forearm, wrist, tool, gripper: what looks like gripper, waist, ",
+    ),
+    "two exchanged": (
+        lambda c: c.numbers(lambda v: v[:, [0, 2, 1, 3, 4, 5, 6]]),
+        "joint order",
+        "in the places of shoulder, elbow: what looks like elbow, shoulder",
+    ),
+    "other order of names": (
+        lambda c: c.recorded(states=c.recording.states[:, ::-1], state_names=ARM6.joint_names[::-1]),
+        "joint order",
+        "gripper, tool, wrist, forearm, elbow, shoulder, waist",
+    ),
+    "sign": (lambda c: c.joint(2, -1), "sign", "state elbow about -1.7 about 1.7"),
+    "gripper inverted": (with_gripper_inverted, "gripper inverted", "minus the value"),
+    "gripper in percent": (lambda c: c.joint(6, 100), "gripper range", "perhaps times 0.01"),
+    "zero elsewhere": (lambda c: c.joint(2, 1, 0.8), "out of range", "100% outside"),
+    "joint stands still": (lambda c: c.joint(4, 0, -0.6), "constant", "-0.6 throughout"),
+    "half the rate": (lambda c: c.recorded(rate_hz=10.0), "rate", "10 Hz 20 Hz"),
+    "longer chunks": (of_another_horizon, "horizon", "the policy's are of 6"),
+    "absolute statistics": (
+        lambda c: replace(c, stats=replace(c.stats, actions=stats_of(c.recording.actions))),
+        "relative or absolute",
+        "the statistics fit absolute targets distances to the state",
+    ),
+    "relative statistics": (
+        lambda c: c.configured(**ABSOLUTE),
+        "relative or absolute",
+        "the statistics fit distances to the state absolute targets",
+    ),
+    "tiny spread": (lambda c: with_std(c, 1e-6), "tiny span", "state forearm 2 std 2e-06 at least 0.001"),
+    "not a number": (lambda c: c.numbers(with_nan), "not finite", "2 of 720 moments"),
+    "a joint less": (without_gripper, "width", "6 numbers 7: waist"),
+    "channels": (lambda c: c.pictures(lambda image: image[..., ::-1]), "swapped channels", "+0.3"),
+    "cropped": (lambda c: c.pictures(lambda image: image[:, 8:-8]), "image aspect", "48x48 64x48"),
+    "on its side": (lambda c: c.pictures(np.rot90), "image aspect", "turn the image by 90°"),
+    "small": (lambda c: c.pictures(lambda image: image[::8, ::8]), "image size", "8x6 64x48"),
+    "dark": (lambda c: c.pictures(lambda image: image // 60), "blank camera", "dark"),
+    "other names": (
+        lambda c: c.recorded(images={"top": c.recording.images["base_0_rgb"]}),
+        "camera missing",
+        "there are ['top'] needed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_and_nothing_else(sound: Case, fault: str) -> None:
+    plant, name, words = FAULTS[fault]
+    found = plant(sound)
+    findings = examine(found.config, found.stats, found.recording).findings
+    texts = [" ".join((f.where, f.seen, f.expected, f.change)) for f in findings]
+    assert {finding.name for finding in findings} == {name}, texts
+    assert any(words in text for text in texts), texts
+
+
+def test_a_policy_alone_is_judged_by_its_own_files(sound: Case) -> None:
+    assert examine(sound.config, sound.stats).findings == ()
+    (finding,) = examine(sound.config, with_std(sound, 0.0).stats).findings
+    assert (finding.severity, finding.name, finding.where) == ("warning", "tiny span", "state forearm")
+
+
+def test_statistics_in_degrees_fit_neither_robot_nor_recording(sound: Case) -> None:
+    factor = np.array([180 / np.pi] * 6 + [1])
+    in_degrees = replace(sound.stats, state=VectorStats(*(value * factor for value in vars_of(sound.stats.state))))
+    names = {finding.name for finding in examine(sound.config, in_degrees).findings}
+    assert names == {"statistics beyond limits"}
+    found = replace(sound, stats=in_degrees)
+    assert found.names() >= {"statistics beyond limits", "degrees and radians"}
+
+
+def vars_of(stats: VectorStats) -> tuple[np.ndarray, ...]:
+    return stats.mean, stats.std, stats.q01, stats.q99
+
+
+def test_joints_without_actions_are_left_out(sound: Case) -> None:
+    config = replace(sound.config, uncommanded=("tool",), delta_mask=(True,) * 5 + (False,) * 2)
+    kept = [0, 1, 2, 3, 4, 6]
+    narrow = replace(sound.recording, actions=sound.recording.actions[:, kept], action_names=())
+    stats = VectorStats(*(value[kept] for value in vars_of(sound.stats.actions)))
+    examination = examine(config, replace(sound.stats, actions=stats), narrow)
+    assert examination.findings == ()
+    assert [joint.name for joint in examination.actions.joints] == [ARM6.joint_names[index] for index in kept]
+
+
+def test_chunks_are_those_of_a_dataset(sound: Case) -> None:
+    recording, frames = sound.recording, np.array([0, 57, 59, 60, 719])
+    chunks, is_there = recording.action_chunks(frames, 5)
+    nothing = dict.fromkeys(("roots", "cameras", "object_names", "features", "tasks"), ())
+    lengths = [Episode(None, i, i * LENGTH, LENGTH, None, {}, {}) for i in range(EPISODES)]
+    arrays = dict.fromkeys(("objects", "targets", "timestamps", "task_index"), np.zeros(0))
+    whole = Dataset(fps=20, episodes=tuple(lengths), states=recording.states, actions=recording.actions,
+                    episode_index=recording.episode, **nothing, **arrays)  # fmt: skip
+    expected, is_pad = whole.action_chunks(frames, 5)
+    assert np.array_equal(is_there, ~is_pad)
+    assert np.array_equal(chunks[is_there], expected[is_there])
