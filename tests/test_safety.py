@@ -161,6 +161,41 @@ def test_a_hold_comes_to_rest_and_never_moves_again(sequence: list[Moment], peri
     assert (np.abs(commands[-1] - np.array(commands[-40:])) <= EPS).all()
 
 
+# Commands that are velocities or steps
+
+
+RATES = ROBOT.joint_names[:3]
+
+
+@PROPERTY
+@given(sequences)
+def test_rates_keep_their_limits_and_stand_at_zero(sequence: list[Moment]) -> None:
+    safety = Safety(ROBOT, rates=RATES)
+    last = np.zeros(3)
+    for dt_s, command in play(safety, sequence):
+        if command is not None:
+            rates = command.positions[:3].astype(np.float64)
+            assert (np.abs(rates) <= SPEED[:3] + EPS).all()
+            assert (np.abs(rates - last) <= ACCELERATION[:3] * dt_s + EPS).all()
+            last = rates
+    for step in range(10):
+        command = safety.check(1e6 + step * DT_S, None, HOME, FRESH)
+        assert command is not None
+    assert (np.abs(command.positions[:3]) < 1e-9).all()
+
+
+def test_a_rate_is_not_compared_with_the_measured_pose() -> None:
+    arm = Arm()
+    arm.safety = Safety(ROBOT, rates=RATES)
+    arm.measured = moved(0, 1.5)
+    action = np.r_[0.3, -0.2, 0.1, HOME[3:]]
+    command = arm.settle(action, follows=False)
+    np.testing.assert_allclose(command.positions[:3], action[:3], atol=EPS)
+    assert (command.status, command.reason) == ("tracking", "")
+    with pytest.raises(ConfigError, match=r"no joints \['tail'\]"):
+        Safety(ROBOT, rates=("tail",))
+
+
 # Tracking
 
 
@@ -200,7 +235,7 @@ def test_actions_outside_the_limits_stop_at_them() -> None:
     command = arm.settle(moved(0, 9.0), 120)
     assert command.positions[0] == ROBOT.upper[0]
     assert command.margins[0] == 0
-    assert command.reason == "kept inside the position limits: waist"
+    assert command.reason == "kept inside the limits: waist"
 
 
 def test_a_pose_just_outside_the_limits_comes_back_in() -> None:

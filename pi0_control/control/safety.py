@@ -8,7 +8,7 @@ whatever compares the commanded with the measured pose leaves grippers out.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -103,13 +103,18 @@ class Safety:
 
     Whoever stops sending the commands and goes on later calls :meth:`reset` first: the arm may have been moved.
 
+    A joint of ``rates`` is commanded by velocities or steps, such as a hand by its twist: its command starts at 0, is 0
+    when standing, stays within plus and minus ``max_velocity`` and changes by at most the acceleration limit. Nothing
+    compares it with the measured pose.
+
     Args:
         robot: whose limits to keep.
         config: the defaults if None.
         cameras: those that must be fresh; all of the robot's if None.
+        rates: joints that are not commanded by positions.
 
     Raises:
-        ConfigError: a camera the robot does not have, or an age limit for a camera that is not watched.
+        ConfigError: a camera or rate the robot does not have, or an age limit for a camera that is not watched.
 
     Attributes:
         inputs: the names that ``ages_s`` has to hold: ``state``, the cameras, ``prompt`` where its age is limited.
@@ -118,21 +123,29 @@ class Safety:
     """
 
     def __init__(
-        self, robot: RobotSpec, config: SafetyConfig | None = None, cameras: Iterable[str] | None = None
+        self,
+        robot: RobotSpec,
+        config: SafetyConfig | None = None,
+        cameras: Iterable[str] | None = None,
+        rates: Sequence[str] = (),
     ) -> None:
         self.robot = robot
         self.config = config = config or SafetyConfig()
         self._max_ages_s = _age_limits(robot, config, robot.cameras if cameras is None else tuple(cameras))
         self.inputs = tuple(self._max_ages_s)
-        speed = robot.max_velocity.astype(np.float64)
-        reach = np.where(robot.gripper_mask, np.inf, speed)  # compares a commanded with a measured pose
         self._names = np.array(robot.joint_names)
-        self._lower, self._upper = robot.lower.astype(np.float64), robot.upper.astype(np.float64)
-        self._outermost = self._lower - config.limit_margin_s * speed, self._upper + config.limit_margin_s * speed
-        self._speed, self._soft_speed = speed, config.soft_start_speed * speed
-        self._acceleration = np.array(
+        self._is_rate = _are_rates(robot, rates)
+        speed = robot.max_velocity.astype(np.float64)
+        lower, upper = robot.lower.astype(np.float64), robot.upper.astype(np.float64)
+        self._outermost = lower - config.limit_margin_s * speed, upper + config.limit_margin_s * speed
+        self._lower, self._upper = np.where(self._is_rate, -speed, lower), np.where(self._is_rate, speed, upper)
+        acceleration = np.array(
             [joint.max_acceleration or joint.max_velocity / config.acceleration_time_s for joint in robot.joints]
         )
+        self._acceleration = np.where(self._is_rate, acceleration / robot.dt_s, acceleration)  # of a rate: its jerk
+        self._speed = np.where(self._is_rate, acceleration, speed)
+        self._soft_speed = np.where(self._is_rate, acceleration, config.soft_start_speed * speed)
+        reach = np.where(robot.gripper_mask | self._is_rate, np.inf, speed)  # compares a commanded and a measured pose
         self._jump, self._near = config.max_jump_s * reach, config.near_s * reach
         self._max_error = config.max_tracking_error_s * reach
         self._max_elapsed_s = min(config.max_elapsed_steps * robot.dt_s, config.max_jump_s)
@@ -223,7 +236,7 @@ class Safety:
         if _any(outside):
             return self._latch(f"measured outside the position limits: {self._list(outside)}")
         if self._measured is None:
-            self._position = _bound(measured, self._lower, self._upper)
+            self._position = self._pose(measured)
         self._measured = measured
         self._watch(np.abs(self._position - measured), dt_s)
         return ""
@@ -279,7 +292,7 @@ class Safety:
     def _stand(self, measured: Array, dt_s: float) -> None:
         """Brake the joints that follow; take the others to where they were measured when the hold began."""
         if self._hold is None:
-            self._hold = _bound(measured, self._lower, self._upper), self._follows
+            self._hold = self._pose(measured), self._follows & ~self._is_rate
         pose, is_braked = self._hold
         if dt_s:
             velocity = self._approach(pose - self._position, self._soft_speed, dt_s)
@@ -299,10 +312,14 @@ class Safety:
         if self._is_soft:
             return "soft start towards an action that is not near"
         if _any(outside := wanted != action):
-            return f"kept inside the position limits: {self._list(outside)}"
+            return f"kept inside the limits: {self._list(outside)}"
         if _any(slowed := np.abs(wanted - self._position) > self._near):
             return f"slowed down to the limits: {self._list(slowed)}"
         return ""
+
+    def _pose(self, measured: Array) -> Array:
+        """The command that stands where the robot is."""
+        return np.where(self._is_rate, 0.0, _bound(measured, self._lower, self._upper))
 
     def _is_away(self, wanted: Array, share: float) -> bool:
         return _any(np.abs(wanted - self._position) > share * self._near)
@@ -335,6 +352,13 @@ def _any(chosen: NDArray[np.bool_]) -> bool:
 
 def _bound(values: Array, lower: Array, upper: Array) -> Array:
     return np.minimum(np.maximum(values, lower), upper)  # np.clip takes three times as long
+
+
+def _are_rates(robot: RobotSpec, rates: Sequence[str]) -> NDArray[np.bool_]:
+    """Which joints [D] are commanded by rates."""
+    if unknown := set(rates) - set(robot.joint_names):
+        raise ConfigError(f"Robot {robot.name!r} has no joints {sorted(unknown)}; it has {list(robot.joint_names)}.")
+    return np.isin(robot.joint_names, tuple(rates))
 
 
 def _age_limits(robot: RobotSpec, config: SafetyConfig, cameras: tuple[str, ...]) -> dict[str, float]:
