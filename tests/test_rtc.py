@@ -94,10 +94,10 @@ def test_the_jacobian_matters_unless_it_is_the_identity() -> None:
     mix, (_, x_t, _) = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), make_flow()
     identity, full = (make_guidance(jacobian) for jacobian in JACOBIANS)
 
-    def constant(x: Tensor, time: float) -> Tensor:
+    def constant(x: Tensor) -> Tensor:
         return torch.ones_like(x)
 
-    def linear(x: Tensor, time: float) -> Tensor:
+    def linear(x: Tensor) -> Tensor:
         return x @ mix
 
     torch.testing.assert_close(full.guide(constant, x_t, 0.5), identity.guide(constant, x_t, 0.5))

@@ -33,7 +33,10 @@ class Modulation(NamedTuple):
 
     def apply(self, x: Tensor) -> Tensor:
         """The normed x [B, T, width], in x's dtype."""
-        y = rms(x) * self.scale
+        if self.scale.dim() == 1:
+            y = F.rms_norm(x.float(), self.scale.shape, self.scale, RMS_NORM_EPS)
+        else:
+            y = rms(x) * self.scale
         return (y if self.shift is None else y + self.shift).to(x.dtype)
 
 

@@ -94,20 +94,20 @@ class Guidance:
             self, targets=self.targets.to(device, torch.float32), weights=self.weights.to(device, torch.float32)
         )
 
-    def guide(self, velocity: Callable[[Tensor, float], Tensor], x_t: Tensor, time: float) -> Tensor:
+    def guide(self, velocity: Callable[[Tensor], Tensor], x_t: Tensor, time: float) -> Tensor:
         """The guided velocity ``v - λ g`` [B, horizon, action_dim] at (x_t, time), without a graph.
 
         ``g`` is the weighted error of the clean estimate ``x_t - time * v``, times the jacobian of that estimate.
 
         Args:
-            velocity: the model's v of (x_t, time), an estimate of ``noise - actions``; differentiable for ``full``.
+            velocity: the model's v of x_t at this time, estimating ``noise - actions``; differentiable for ``full``.
             x_t: [B, horizon, action_dim].
             time: 1 noise .. 0 data.
         """
         is_full = self.jacobian == "full"
         with torch.set_grad_enabled(is_full):
             x = x_t.detach().requires_grad_(is_full)
-            v = velocity(x, time)
+            v = velocity(x)
             estimate = x - time * v
         pull = (self.targets - estimate.detach()) * self.weights
         if is_full:

@@ -1,8 +1,9 @@
 """Sampling: encode the prefix once, then follow the flow from noise (time 1) to actions (time 0) in Euler steps."""
 
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,38 +58,89 @@ def sample_actions(
         ConfigError: ``num_steps`` below one; noise, known actions or guidance of another shape; or known actions and
             guidance at once.
     """
-    if num_steps < 1:
-        raise ConfigError(f"num_steps is {num_steps}; expected one or more.")
-    x_t = _start(model.config, inputs, noise, generator)
-    known = _known(model.config, inputs, known_actions)
-    guidance = _acting(guidance, x_t)
-    if known is not None and guidance is not None:
-        raise ConfigError("The sampler got known actions and guidance; expected at most one of them.")
-    if known is not None:
-        x_t = known.clamp(x_t)
-    needs_gradient = guidance is not None and guidance.jacobian == "full"
-    started = _now(x_t.device)
+    flow = Flow.begin(model.config, inputs, noise, num_steps, generator, known_actions, guidance)
+    needs_gradient = flow.needs_gradient
+    started = now(flow.x_t.device)
     cache = model.encode_prefix(inputs, with_hidden=False)
     if not needs_gradient:
         cache = cache.with_room(model.config.suffix_len)
-    encoded = _now(x_t.device) if timing is not None else started
+    encoded = now(flow.x_t.device) if timing is not None else started
     with torch.set_grad_enabled(needs_gradient):
         context = model.suffix_context(cache)
 
-    def velocity(x_t: Tensor, now: float) -> Tensor:
-        time = torch.full(x_t.shape[:1], now, device=x_t.device)
-        return model.denoise_step(inputs.state, cache, x_t, time if known is None else known.times(time), context)
+    def velocity(x_t: Tensor, step: int) -> Tensor:
+        time = torch.full(x_t.shape[:1], flow.time(step), device=x_t.device)
+        return model.denoise_step(inputs.state, cache, x_t, flow.times(time), context)
 
-    for step in range(num_steps):
-        now = 1 - step / num_steps
-        v = velocity(x_t, now) if guidance is None else guidance.guide(velocity, x_t, now)
-        x_t = x_t - v / num_steps
-        if known is not None:
-            x_t = known.clamp(x_t)
+    actions = flow.follow(velocity)
     if timing is not None:
         timing["prefix_ms"] = 1000 * (encoded - started)
-        timing["denoise_ms"] = 1000 * (_now(x_t.device) - encoded)
-    return x_t
+        timing["denoise_ms"] = 1000 * (now(actions.device) - encoded)
+    return actions
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One chunk on its way from noise to actions: where it starts, in how many steps, and what steers it.
+
+    Attributes:
+        x_t: the noise, float32 [B, horizon, action_dim].
+        num_steps: Euler steps N; step k is taken at time 1 - k / N.
+        known: actions that are decided already; None if no row knows any.
+        guidance: where to pull instead; None if it changes nothing.
+    """
+
+    x_t: Tensor
+    num_steps: int
+    known: "Known | None" = None
+    guidance: Guidance | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        config: Pi0Config,
+        inputs: ModelInputs,
+        noise: Tensor | None,
+        num_steps: int,
+        generator: torch.Generator | None = None,
+        known_actions: Sequence[Tensor] | None = None,
+        guidance: Guidance | None = None,
+    ) -> "Flow":
+        """Check and place what :func:`sample_actions` was given; raises as that does."""
+        if num_steps < 1:
+            raise ConfigError(f"num_steps is {num_steps}; expected one or more.")
+        x_t = _start(config, inputs, noise, generator)
+        known = _known(config, inputs, known_actions)
+        guidance = _acting(guidance, x_t)
+        if known is not None and guidance is not None:
+            raise ConfigError("The sampler got known actions and guidance; expected at most one of them.")
+        return cls(x_t if known is None else known.clamp(x_t), num_steps, known, guidance)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the guidance goes back through the network."""
+        return self.guidance is not None and self.guidance.jacobian == "full"
+
+    def time(self, step: int) -> float:
+        """Time of a step, 1 noise .. 0 data."""
+        return 1 - step / self.num_steps
+
+    def times(self, time: Tensor) -> Tensor:
+        """Time [B]; where actions are known, one per action [B, horizon]."""
+        return time if self.known is None else self.known.times(time)
+
+    def follow(self, velocity: Callable[..., Tensor]) -> Tensor:
+        """The actions [B, horizon, action_dim], by ``velocity(x_t, step=k)``."""
+        x_t = self.x_t
+        for step in range(self.num_steps):
+            if self.guidance is None:
+                v = velocity(x_t, step=step)
+            else:
+                v = self.guidance.guide(partial(velocity, step=step), x_t, self.time(step))
+            x_t = x_t - v / self.num_steps
+            if self.known is not None:
+                x_t = self.known.clamp(x_t)
+        return x_t
 
 
 def _start(config: Pi0Config, inputs: ModelInputs, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -102,13 +154,14 @@ def _start(config: Pi0Config, inputs: ModelInputs, noise: Tensor | None, generat
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """First actions that are decided: ``actions`` [B, horizon, action_dim] where ``mask`` [B, horizon] is True."""
 
     actions: Tensor
     mask: Tensor
 
     def clamp(self, x_t: Tensor) -> Tensor:
+        """x_t [B, horizon, action_dim] with what is known put in."""
         return torch.where(self.mask[..., None], self.actions, x_t)
 
     def times(self, time: Tensor) -> Tensor:
@@ -116,7 +169,7 @@ class _Known:
         return time[:, None].masked_fill(self.mask, 0)
 
 
-def _known(config: Pi0Config, inputs: ModelInputs, actions: Sequence[Tensor] | None) -> _Known | None:
+def _known(config: Pi0Config, inputs: ModelInputs, actions: Sequence[Tensor] | None) -> Known | None:
     """None if no row knows any."""
     if actions is None:
         return None
@@ -133,7 +186,7 @@ def _known(config: Pi0Config, inputs: ModelInputs, actions: Sequence[Tensor] | N
     padded = torch.zeros(batch, horizon, width, device=device)
     for row, values in zip(padded, actions, strict=True):
         row[: len(values)] = values
-    return _Known(padded, torch.arange(horizon, device=device) < lengths)
+    return Known(padded, torch.arange(horizon, device=device) < lengths)
 
 
 def _acting(guidance: Guidance | None, x_t: Tensor) -> Guidance | None:
@@ -143,7 +196,8 @@ def _acting(guidance: Guidance | None, x_t: Tensor) -> Guidance | None:
     return None if guidance is None or guidance.is_idle else guidance.to(x_t.device)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """A clock [s] that has waited for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock.perf_counter()

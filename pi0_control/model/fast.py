@@ -1,0 +1,316 @@
+"""The fast path of sampling: the numbers of :func:`sampler.sample_actions` with less work.
+
+What is left out, all of it exact up to the order of rounding: text that is padding and cameras that are masked; masks
+where everything is seen; the time embedding, its MLP and every modulation of a norm, which depend on the weights and
+the number of steps only; π0's state token after the first step, which sees no action and so never changes; the copy of
+the prefix behind which the suffix is written. :class:`Tables` are computed once per (weights, number of steps).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pi0_control.model.attention import Attention, attention_mask, positions_of, rope_table, suffix_mask, with_self
+from pi0_control.model.gemma import GemmaLayer, Modulation
+from pi0_control.model.pi0 import ModelInputs, Pi0
+from pi0_control.model.rtc import Guidance
+from pi0_control.model.sampler import Flow, Known, now, sample_actions
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pair = tuple[Modulation, Modulation]  # of both norms of a layer
+_MATRICES = ("qkv", "out", "gate_up", "down", "value_mix")  # of a layer, which no table holds
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the weights and the number of steps N decide; row k is step k, row N time 0, that of known actions.
+
+    Attributes:
+        prefix: of each prefix layer.
+        suffix: of each row and suffix layer; the pairs of all rows are one where time goes in with the actions.
+        last: final norm of the suffix, of each row.
+        action_weight, action_bias: x_t [.., action_dim] to the width of the suffix, [width, action_dim] and
+            [N + 1, width]; for π0 that is the first matrix of the action-time MLP with the projection of the actions
+            folded in and the time as a bias.
+        rope: cosines, and sines with the first half negated, of every position, float32 [positions, 1, head_dim].
+    """
+
+    prefix: list[Pair]
+    suffix: list[list[Pair]]
+    last: list[Modulation]
+    action_weight: Tensor
+    action_bias: Tensor
+    rope: tuple[Tensor, Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def make(cls, model: Pi0, num_steps: int) -> "Tables":
+        """Of the model as it is now."""
+        config, rows = model.config, range(num_steps + 1)
+        time = torch.tensor([1 - step / num_steps for step in rows], device=model.device)
+        embedded = model.time_embed(time)
+        weight, bias, cond = _action_embedding(model, embedded)
+        pairs = [layer.modulations(cond) for layer in model.suffix_layers]
+        last = model.suffix_norm.modulate(cond)
+        cos, sin = rope_table(torch.arange(config.prefix_len + config.suffix_len, device=model.device), config.head_dim)
+        return cls(
+            [_pair(layer.modulations(None), 0, model.dtype) for layer in model.prefix_layers],
+            [[_pair(pair, row, model.dtype) for pair in pairs] for row in rows],
+            [_row(last, row, model.dtype) for row in rows],
+            weight,
+            bias,
+            (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)),
+        )
+
+
+def _action_embedding(model: Pi0, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weight and biases of the actions' first layer, and the conditioning, for embedded times [N + 1, width]."""
+    actions = model.action_in_proj
+    if model.config.ada_norm != "none":
+        hidden = F.silu(model.time_mlp_in(embedded.to(model.time_mlp_in.weight.dtype)))
+        return actions.weight, actions.bias.expand(len(embedded), -1), F.silu(model.time_mlp_out(hidden))
+    mlp = model.action_time_mlp_in
+    of_actions, of_time = mlp.weight.float().chunk(2, dim=1)
+    bias = mlp.bias.float() + of_actions @ actions.bias.float() + embedded @ of_time.mT
+    return (of_actions @ actions.weight.float()).to(mlp.weight.dtype), bias.to(mlp.weight.dtype), None
+
+
+def _row(modulation: Modulation, row: int, dtype: torch.dtype) -> Modulation:
+    """One row of a modulation, each part [width]; the gate in the dtype of the stream that it acts upon."""
+    scale, shift, gate = (part if part is None or part.dim() == 1 else part[row, 0] for part in modulation)
+    return Modulation(cast(Tensor, scale).contiguous(), shift, gate if gate is None else gate.to(dtype))
+
+
+def _pair(pair: Pair, row: int, dtype: torch.dtype) -> Pair:
+    return _row(pair[0], row, dtype), _row(pair[1], row, dtype)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An encoded prefix with room for the suffix behind it.
+
+    Attributes:
+        buffers: keys and values, [layers, 2, B, S + T, kv_heads, head_dim].
+        length: tokens of the prefix S.
+        rope: of all S + T places.
+        attend_all, attend_actions: for all T tokens of the suffix, and for the actions only.
+    """
+
+    buffers: Tensor
+    length: int
+    rope: tuple[Tensor, Tensor]
+    attend_all: Attend
+    attend_actions: Attend
+
+
+class FastSampler:
+    """:func:`sampler.sample_actions` with less work; for the model in whatever state it is when called.
+
+    Guidance with the full jacobian needs a gradient and goes the plain way, without padding.
+
+    Args:
+        model: the network.
+        num_steps: Euler steps N.
+    """
+
+    def __init__(self, model: Pi0, num_steps: int = 10) -> None:
+        self.model, self.num_steps = model, num_steps
+        self._sources = list(_sources(model))
+        self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
+        self._made_of: tuple[object, ...] = ()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        inputs: ModelInputs,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        timing: dict[str, float] | None = None,
+        known_actions: Sequence[Tensor] | None = None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """A chunk of actions; arguments, result and errors of :func:`sampler.sample_actions`.
+
+        The inputs may be on the CPU, where it costs least to see what of them is padding.
+        """
+        model = self.model
+        inputs = inputs.trimmed()
+        is_full, inputs = inputs.is_full, inputs.to(model.device)
+        flow = Flow.begin(model.config, inputs, noise, self.num_steps, generator, known_actions, guidance)
+        if flow.needs_gradient:
+            return sample_actions(model, inputs, noise, self.num_steps, generator, timing, known_actions, guidance)
+        started = now(model.device)
+        encoded = self.encode(inputs, is_full)
+        middle = now(model.device) if timing is not None else started
+        actions = self.denoise(flow, encoded, inputs.state)
+        if timing is not None:
+            timing["prefix_ms"] = 1000 * (middle - started)
+            timing["denoise_ms"] = 1000 * (now(model.device) - middle)
+        return actions
+
+    @property
+    def tables(self) -> Tables:
+        """Those of the present weights, made anew if any weight they are made of has changed."""
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in _tensors(self._sources)]
+        made_of = (self.model.dtype, *versions)
+        if made_of != self._made_of:
+            self._tables, self._made_of = Tables.make(self.model, self.num_steps), made_of
+        return self._tables
+
+    @torch.no_grad()
+    def encode(self, inputs: ModelInputs, is_full: bool) -> _Encoded:
+        """The prefix of trimmed inputs; ``is_full`` says that nothing in them is masked."""
+        model, config, tables = self.model, self.model.config, self.tables
+        x, valid, ar = model.embed_prefix(inputs, is_trimmed=True)
+        x, (batch, length), room = x.to(model.dtype), valid.shape, config.suffix_len
+        rope = self._rope(valid, is_full)
+        buffers = x.new_empty(config.depth, 2, batch, length + room, config.num_kv_heads, config.head_dim)
+        attend = self._attend(None if is_full else with_self(attention_mask(valid, ar)))
+        for index, layer in enumerate(model.prefix_layers):
+            last = index + 1 == config.depth
+            x = _run_layer(layer, tables.prefix[index], x, 0, rope, attend, buffers, index, stop_at_keys=last)
+        mask = None if is_full and config.state_input == "none" else suffix_mask(valid, model.suffix_ar())
+        actions = None if is_full or mask is None else mask[:, -config.action_horizon :]
+        return _Encoded(buffers, length, rope, self._attend(mask), self._attend(actions))
+
+    @torch.no_grad()
+    def denoise(self, flow: Flow, encoded: _Encoded, state: Tensor) -> Tensor:
+        """From the noise of the flow to actions [B, horizon, action_dim], given the state [B, action_dim]."""
+        has_state = self.model.config.state_input == "token"
+
+        def velocity(x_t: Tensor, step: int) -> Tensor:
+            with_state = has_state and (step == 0 or not self._state_is_constant)
+            return self._velocity(encoded, state if with_state else None, x_t, step, flow.known)
+
+        return flow.follow(velocity)
+
+    def _velocity(self, encoded: _Encoded, state: Tensor | None, x_t: Tensor, step: int, known: Known | None) -> Tensor:
+        model, tables = self.model, self.tables
+        x = self._embed_actions(x_t, step, known)
+        start = encoded.length + model.config.suffix_len - x.shape[1]
+        if state is not None:
+            token = model.state_proj(state.to(model.state_proj.weight.dtype))
+            x, start = torch.cat([token[:, None], x], dim=1), start - 1
+        x = x.to(model.dtype)
+        mask = None if known is None or model.config.ada_norm == "none" else _token_mask(known, x.shape[1])
+        attend = encoded.attend_all if state is not None else encoded.attend_actions
+        for index, layer in enumerate(model.suffix_layers):
+            pair = tables.suffix[step][index]
+            if mask is not None:
+                pair = cast(Pair, tuple(map(_select, [mask, mask], tables.suffix[-1][index], pair)))
+            x = _run_layer(layer, pair, x, start, encoded.rope, attend, encoded.buffers, index)
+        last = tables.last[step] if mask is None else _select(mask, tables.last[-1], tables.last[step])
+        hidden = last.apply(x[:, -model.config.action_horizon :] if mask is None else x)
+        out = model.action_out_proj(hidden.to(model.action_out_proj.weight.dtype)).float()
+        return out[:, -model.config.action_horizon :]
+
+    def _embed_actions(self, x_t: Tensor, step: int, known: Known | None) -> Tensor:
+        """Noisy actions [B, horizon, action_dim] as tokens [B, horizon, action_width]."""
+        tables, model = self.tables, self.model
+        x_t = x_t.to(tables.action_weight.dtype)
+        if model.config.ada_norm != "none":
+            return F.linear(x_t, tables.action_weight, tables.action_bias[step])
+        if known is None:
+            hidden = F.linear(x_t, tables.action_weight, tables.action_bias[step])
+        else:
+            bias = torch.where(known.mask[..., None], tables.action_bias[-1], tables.action_bias[step])
+            hidden = F.linear(x_t, tables.action_weight) + bias
+        return model.action_time_mlp_out(F.silu(hidden))
+
+    def _rope(self, valid: Tensor, is_full: bool) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all places, [1 or B, S + T, 1, head_dim]."""
+        cos, sin = self.tables.rope
+        length, room = valid.shape[1], self.model.config.suffix_len
+        if is_full:
+            return cos[None, : length + room], sin[None, : length + room]
+        positions = positions_of(torch.cat([valid, valid.new_ones(len(valid), room)], dim=1)).clamp(min=0)
+        return cos[positions], sin[positions]
+
+    def _attend(self, mask: Tensor | None) -> Attend:
+        """The attention that is fastest for this dtype and device."""
+        config, on_cpu = self.model.config, self.model.device.type == "cpu"
+        is_narrow = on_cpu and self.model.dtype != torch.float32  # products are faster there than the fused kernel
+        if mask is None and is_narrow and config.num_kv_heads == 1 and config.attn_softcap == 0:
+            return _attend_to_one_head
+        capped = config.attn_backend if config.attn_softcap else None
+        return Attention(mask, capped or ("eager" if is_narrow else "sdpa"), config.attn_softcap)
+
+
+def _run_layer(
+    layer: GemmaLayer,
+    pair: Pair,
+    x: Tensor,
+    start: int,
+    rope: tuple[Tensor, Tensor],
+    attend: Attend,
+    buffers: Tensor,
+    index: int,
+    stop_at_keys: bool = False,
+) -> Tensor:
+    """One layer for the tokens x [B, T, width] at place ``start``: keys and values into the buffers, then the rest."""
+    first, second = pair
+    heads, kv_heads, stop = layer.num_heads, layer.num_kv_heads, start + x.shape[1]
+    y = first.apply(x)
+    qk, v = layer.qkv(y).unflatten(-1, (-1, layer.head_dim)).split([heads + kv_heads, kv_heads], dim=-2)
+    if layer.value_residual != "none":
+        v = layer.mix_values(y, v, buffers[0, 1, :, start:stop])
+    qk = _rotate(qk, rope[0][:, start:stop], rope[1][:, start:stop])
+    keys, values = buffers[index, 0, :, :stop], buffers[index, 1, :, :stop]
+    keys[:, start:] = qk[:, :, heads:]
+    values[:, start:] = v
+    if stop_at_keys:
+        return x
+    x = _add_gated(x, layer.out(attend(qk[:, :, :heads], keys, values)), first.gate)
+    gate, up = layer.gate_up(second.apply(x)).chunk(2, dim=-1)
+    return _add_gated(x, layer.down(F.gelu(gate, approximate="tanh") * up), second.gate)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """:func:`attention.apply_rope` on queries and keys at once, with whole rows of cosines and signed sines."""
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+
+
+def _add_gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
+    return x + branch if gate is None else torch.addcmul(x, branch, gate)
+
+
+def _attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Everything sees everything, through one key head: the heads of q are further rows of one product."""
+    rows = (q * q.shape[-1] ** -0.5).flatten(1, 2)  # [B, T * heads, head_dim]
+    weights = torch.softmax(rows @ k[:, :, 0].mT, dim=-1, dtype=torch.float32).to(v.dtype)
+    return (weights @ v[:, :, 0]).view(*q.shape[:2], -1)
+
+
+def _token_mask(known: Known, tokens: int) -> Tensor:
+    """Which of the suffix's tokens are known, bool [B, tokens, 1]; a state before the actions is not."""
+    return F.pad(known.mask, (tokens - known.mask.shape[1], 0))[..., None]
+
+
+def _select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulation:
+    """One modulation or the other, per token of the mask [B, T, 1]."""
+    pairs = zip(where, elsewhere, strict=True)
+    scale, shift, gate = (None if a is None or b is None else torch.where(mask, a, b) for a, b in pairs)
+    return Modulation(cast(Tensor, scale), shift, gate)
+
+
+def _sources(model: Pi0) -> Iterator[nn.Module]:
+    """The modules that tables are made of."""
+    for layer in (*model.prefix_layers, *model.suffix_layers):
+        for name, child in layer.named_children():
+            if name not in _MATRICES:
+                yield from child.modules()
+    yield from model.suffix_norm.modules()
+    for name in ("action_in_proj", "action_time_mlp_in", "time_mlp_in", "time_mlp_out", "time_embed"):
+        if hasattr(model, name):
+            yield getattr(model, name)
+
+
+def _tensors(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+        yield from (tensor for tensor in module._buffers.values() if tensor is not None)

@@ -1,0 +1,118 @@
+"""The fast path has the numbers of the plain one, whatever is switched on."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_golden import NAMES, jax_model, relative_rms, torch_model
+from tiny_model import SWITCHES, TINY, TINY_PI05, make_flow, make_inputs, make_model
+
+from pi0_control.model.config import Pi0Config
+from pi0_control.model.fast import FastSampler
+from pi0_control.model.pi0 import ModelInputs
+from pi0_control.model.rtc import Guidance
+from pi0_control.model.sampler import sample_actions
+
+CONFIGS = [TINY, TINY_PI05, replace(TINY, ada_norm="adarms"), replace(TINY, num_kv_heads=4, attn_backend="sdpa")]
+CONFIGS += [replace(TINY, **switch) for switch in SWITCHES]
+
+
+def without_padding(inputs: ModelInputs) -> ModelInputs:
+    return replace(
+        inputs, image_masks=torch.ones_like(inputs.image_masks), token_mask=torch.ones_like(inputs.token_mask)
+    )
+
+
+def padded(inputs: ModelInputs) -> ModelInputs:
+    """One row, with padding behind the text and without the first camera."""
+    first = ModelInputs(**{name: value[:1].clone() for name, value in vars(inputs).items()})
+    first.token_mask[:] = torch.arange(first.tokens.shape[1]) < 4
+    first.image_masks[:] = torch.tensor([False, True])
+    return first
+
+
+def guidance(config: Pi0Config, jacobian: Any) -> Guidance:
+    actions = make_flow(config)[0]
+    weights = torch.zeros_like(actions)
+    weights[:, :3] = 1
+    return Guidance(actions, weights, 2.0, jacobian)
+
+
+@pytest.mark.parametrize("inputs_of", [lambda x: x, without_padding, padded], ids=["ragged", "full", "padded"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_numbers_of_the_plain_sampler(config: Pi0Config, inputs_of: Any) -> None:
+    model, inputs = make_model(config), inputs_of(make_inputs(config))
+    noise = make_flow(config, inputs.batch_size)[1]
+    expected = sample_actions(model, inputs, noise, 4)
+    torch.testing.assert_close(FastSampler(model, 4)(inputs, noise), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_known_actions_and_guidance(config: Pi0Config) -> None:
+    model, inputs, (actions, noise, _) = make_model(config), make_inputs(config), make_flow(config)
+    sampler = FastSampler(model, 3)
+    for steering in (
+        {"known_actions": [actions[0, :2], actions[1, :0]]},
+        {"guidance": guidance(config, "identity")},
+        {"guidance": guidance(config, "full")},
+    ):
+        expected = sample_actions(model, inputs, noise, 3, **steering)
+        torch.testing.assert_close(sampler(inputs, noise, **steering), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_of_openpi(name: str) -> None:
+    model, inputs, golden = torch_model(name)
+    actions = FastSampler(model, 10)(inputs, golden["in.noise"])
+    torch.testing.assert_close(actions, golden["out.actions_10_steps"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_no_further_from_float32_than_openpis(name: str) -> None:
+    model, inputs, golden = jax_model(name)
+    noise, exact = torch.tensor(golden["noise"]), golden["sample_10"]
+    ours = FastSampler(model.cast(torch.bfloat16), 10)(inputs, noise)
+    openpis = relative_rms(torch.tensor(golden["sample_10_bf16"]), exact)
+    assert relative_rms(ours, exact) < 1.1 * openpis  # one draw of roundings varies by a tenth
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_PI05])
+def test_changed_weights_are_noticed(config: Pi0Config) -> None:
+    model, inputs, (_, noise, _) = make_model(config), make_inputs(config), make_flow(config)
+    sampler = FastSampler(model, 2)
+    sampler(inputs, noise)
+    tables = sampler.tables
+    assert sampler.tables is tables
+    model.load_state_dict(make_model(config, seed=1).state_dict())
+    torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
+    with torch.no_grad():
+        model.suffix_layers[1].norm1.get_parameter("scale" if config is TINY else "modulation.bias").add_(0.5)
+    torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
+    model.cast(torch.bfloat16)
+    assert sampler(inputs, noise).isfinite().all()
+    assert sampler.tables is not tables
+
+
+def test_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = make_model(), padded(make_inputs())
+    seen = []
+    encode = model.vision.forward
+    monkeypatch.setattr(model.vision, "forward", lambda images: seen.append(len(images)) or encode(images))
+    encoded = FastSampler(model).encode(inputs.trimmed(), is_full=True)
+    assert seen == [1]
+    assert encoded.length == TINY.vision.num_tokens + 4
+
+
+def test_trimming_keeps_what_any_row_needs() -> None:
+    inputs = make_inputs()
+    assert inputs.trimmed() is inputs  # the second row has it all
+    assert padded(inputs).trimmed(3).tokens.shape == (1, 6)
+    assert padded(inputs).trimmed(5).tokens.shape == (1, 5)
+    assert padded(inputs).trimmed(100).tokens.shape == (1, 7)
+    nothing = replace(inputs, image_masks=inputs.image_masks & False, token_mask=inputs.token_mask & False)
+    assert nothing.trimmed().images.shape[1] == nothing.trimmed().tokens.shape[1] == 1
+    noise = make_flow()[1]
+    model = make_model()
+    expected = sample_actions(model, nothing, noise, 2)
+    torch.testing.assert_close(FastSampler(model, 2)(nothing, noise), expected, atol=1e-4, rtol=1e-5)
