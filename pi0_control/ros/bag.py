@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection
+from rosbags.rosbag2 import ReaderError
 from rosbags.typesys import Stores, get_typestore
 
 from pi0_control.doctor import Recording
@@ -42,7 +43,7 @@ def read_bag(
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.LATEST)) as bag:
             return _read(bag, path, robot, cameras, joint_states, commands)
-    except (AnyReaderError, OSError) as error:
+    except (AnyReaderError, ReaderError, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is neither a LeRobotDataset nor a rosbag that can be read: {error}.") from error
 
 
