@@ -49,7 +49,7 @@ def torch_directory(
 ) -> Path:
     """model.safetensors with these tensors, config.json with these settings; a config for what no shape tells."""
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = {} if config is None else {"pi0_control.model": json.dumps(config.to_dict())}
+    metadata = {} if config is None else {"pi0_control.model": json.dumps({"model": config.to_dict()})}
     save_file(dict(tensors), directory / "model.safetensors", metadata)
     if settings is not None:
         (directory / "config.json").write_text(json.dumps(settings))

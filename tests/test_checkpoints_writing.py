@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 from tiny_model import SWITCHES, TINY, TINY_PI05, make_flow, make_inputs, make_model
 
 from pi0_control.errors import CheckpointError, ConfigError
-from pi0_control.model.checkpoints import load_weights, open_checkpoint, openpi_tensors, save_openpi, save_weights
+from pi0_control.model.checkpoints import (
+    load_weights,
+    open_checkpoint,
+    openpi_settings,
+    openpi_tensors,
+    save_openpi,
+    save_weights,
+)
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
 
@@ -112,6 +119,24 @@ def test_files_for_openpi_have_what_its_strict_loading_asks_for(tmp_path: Path) 
     embedding = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
     assert embedding not in names
     assert metadata[embedding] == "paligemma_with_expert.paligemma.lm_head.weight"
+
+
+def test_openpis_names_for_sizes() -> None:
+    settings = openpi_settings(Pi0Config.preset("pi05"), "bfloat16")
+    assert settings == {
+        "action_dim": 32,
+        "action_horizon": 50,
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "precision": "bfloat16",
+    }
+    custom = openpi_settings(TINY, "float32", assumed=("action_horizon",))
+    assert custom == {
+        "action_dim": 5,
+        "paligemma_variant": "custom",
+        "action_expert_variant": "custom",
+        "precision": "float32",
+    }
 
 
 def test_openpi_tensors_are_views() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pi0_control import files
-from pi0_control.errors import DatasetError
+from pi0_control.errors import CheckpointError, DatasetError
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -20,6 +20,39 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     files.write_text(path, "π0.5\n")
     assert path.read_text(encoding="utf-8") == "π0.5\n"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "above" / "folder"
+
+    def write(partial: Path) -> None:
+        assert list(partial.iterdir()) == []
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file.txt").write_text("whole")
+
+    def torn(partial: Path) -> None:
+        write(partial)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write_folder(path, torn)
+    assert list(path.parent.iterdir()) == []
+    (tmp_path / "above" / "folder.partial" / "of an attempt that was killed").mkdir(parents=True)
+    files.write_folder(path, write)
+    assert (path / "inner" / "file.txt").read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000])
+def test_what_is_not_json_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(CheckpointError, match=r"no file .*file\.json"):
+        files.read_json(path)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"file\.json is not valid JSON"):
+        files.read_json(path)
+    path.write_text('{"π": [0]}', encoding="utf-8")
+    assert files.read_json(path) == {"π": [0]}
 
 
 def test_a_lock_is_held_once(tmp_path: Path) -> None:

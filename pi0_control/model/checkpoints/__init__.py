@@ -8,7 +8,13 @@ Our own names, with layers counted by {i}: ``vision.{stem,position,blocks.{i},no
 from pi0_control.model.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pi0_control.model.checkpoints.hub import locate
 from pi0_control.model.checkpoints.report import LoadReport
-from pi0_control.model.checkpoints.writing import load_weights, openpi_tensors, save_openpi, save_weights
+from pi0_control.model.checkpoints.writing import (
+    load_weights,
+    openpi_settings,
+    openpi_tensors,
+    save_openpi,
+    save_weights,
+)
 
 __all__ = [
     "Checkpoint",
@@ -16,6 +22,7 @@ __all__ = [
     "load_weights",
     "locate",
     "open_checkpoint",
+    "openpi_settings",
     "openpi_tensors",
     "save_openpi",
     "save_weights",

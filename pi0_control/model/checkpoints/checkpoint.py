@@ -22,6 +22,7 @@ from pi0_control.model.checkpoints.settings import (
     read_object,
     read_settings,
 )
+from pi0_control.model.checkpoints.sizes import UNTOLD
 from pi0_control.model.checkpoints.torch_names import LEGACY_STATISTICS, openpi_names, torch_moves, torch_sizes
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
@@ -86,7 +87,7 @@ class Checkpoint:
         twin = shapes_of(model.config.public_twin()) if changed else {name: each.shape for name, each in state.items()}
         _require_same(shapes_of(self.config), twin, f"The model is not of the sizes of {self.directory}")
         carry_out(self.moves, self.reader, state)
-        return self._report(state)
+        return self.report_on(state)
 
     def state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """All weights under our names on the CPU, in the dtypes of the checkpoint or as :meth:`Pi0.cast` has them."""
@@ -103,7 +104,8 @@ class Checkpoint:
         carry_out(self.moves, self.reader, state)
         return state
 
-    def _report(self, state: Mapping[str, Tensor]) -> LoadReport:
+    def report_on(self, state: Mapping[str, Tensor]) -> LoadReport:
+        """What became of every tensor on its way into this state of a model."""
         used, converted, ignored = [], {}, dict(self.ignored)
         for move in self.moves:
             if not state.keys() >= set(move.targets):
@@ -152,8 +154,9 @@ def _open_torch(directory: Path, file: SafetensorsFile) -> Checkpoint:
     is_lerobot = "type" in settings or any(name.startswith(("model.", *LEGACY_STATISTICS)) for name in file.shapes)
     (apply_lerobot if is_lerobot else apply_openpi)(settings, sizes, directory / SETTINGS_FILE)
     if MODEL_ENTRY in file.metadata:
-        config = _config_from(_parse(file.metadata[MODEL_ENTRY], file.path), file.path)
-        sizes.assumed.clear()
+        entry = _parse(file.metadata[MODEL_ENTRY], file.path)
+        config = _config_from(entry.get("model"), file.path)
+        sizes.assumed = [name for name in UNTOLD if name in entry.get("assumed", ())]
     else:
         config = sizes.config(directory)
     moves = [replace(move, source=there.get(move.source, move.source)) for move in torch_moves(config)]
@@ -216,11 +219,14 @@ def _config_from(values: Any, source: Path) -> Pi0Config:
         raise CheckpointError(f"{source} describes no model: {error}") from error
 
 
-def _parse(text: str, source: Path) -> Any:
+def _parse(text: str, source: Path) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        entry = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} has an entry {MODEL_ENTRY} that is not valid JSON: {error}.") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("assumed", []), list):
+        raise CheckpointError(f"{source} has an entry {MODEL_ENTRY} of another form than we write.")
+    return entry
 
 
 def _what_there_is(directory: Path) -> str:

@@ -10,7 +10,7 @@ from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.model.checkpoints.moves import Shape
 from pi0_control.model.config import Pi0Config, SiglipConfig
 
-UNSEEN = ("action_horizon", "max_token_len", "num_cameras")  # what changes no tensor
+UNTOLD = ("action_horizon", "max_token_len", "num_cameras")  # what changes no tensor
 
 
 class SizesOf:
@@ -26,7 +26,7 @@ class SizesOf:
         preset = Pi0Config.preset(family).to_dict()
         vision = preset.pop("vision")
         self.values: dict[str, Any] = {**preset, **{f"vision.{name}": value for name, value in vision.items()}}
-        self.assumed = list(UNSEEN)
+        self.assumed = list(UNTOLD)
         self.family = family
         self._shapes = shapes
 

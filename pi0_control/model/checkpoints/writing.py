@@ -1,8 +1,9 @@
 """Weights to disk: our own names, or openpi's with which LeRobot reads them too."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -50,11 +51,18 @@ def openpi_tensors(state: Mapping[str, Tensor], config: Pi0Config) -> dict[str, 
     return {move.source: state[move.targets[0]][slice(*move.rows)] for move in torch_moves(config)}
 
 
-def save_openpi(state: Mapping[str, Tensor], config: Pi0Config, path: str | Path, prefix: str = "") -> None:
+def save_openpi(
+    state: Mapping[str, Tensor],
+    config: Pi0Config,
+    path: str | Path,
+    prefix: str = "",
+    assumed: Sequence[str] = (),
+) -> None:
     """Write weights to a safetensors file that openpi loads, or LeRobot with the prefix ``model.``.
 
     It has what those ask for: the tied embedding under the name that safetensors keeps, and the unused output head of
-    the action expert, as zeros. The header has the whole model config, which :func:`open_checkpoint` reads again.
+    the action expert, as zeros. The header has the whole model config, which :func:`open_checkpoint` reads again, and
+    which of its fields are ``assumed``.
 
     Raises:
         ConfigError: openpi has no model of this architecture.
@@ -62,5 +70,26 @@ def save_openpi(state: Mapping[str, Tensor], config: Pi0Config, path: str | Path
     tensors = openpi_tensors(state, config)
     tensors[EXPERT_HEAD] = tensors[TIED_HEAD].new_zeros(config.vocab_size, config.action_width)
     tied = {prefix + EMBEDDING: prefix + TIED_HEAD}
-    metadata = {"format": "pt", MODEL_ENTRY: json.dumps(config.to_dict()), **tied}
+    entry = json.dumps({"model": config.to_dict(), "assumed": list(assumed)})
+    metadata = {"format": "pt", MODEL_ENTRY: entry, **tied}
     save_file({prefix + name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def openpi_settings(config: Pi0Config, precision: str, assumed: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of openpi's config.json; sizes that openpi has no name for are ``custom``."""
+    experts = [
+        (config.prefix_width, config.prefix_mlp_dim),
+        (config.action_width, config.action_mlp_dim),
+    ]
+    heads = (config.depth, config.num_heads, config.num_kv_heads, config.head_dim)
+    variants = [_VARIANTS.get((*sizes, *heads), "custom") for sizes in experts]
+    horizon = {} if "action_horizon" in assumed else {"action_horizon": config.action_horizon}
+    names = {"paligemma_variant": variants[0], "action_expert_variant": variants[1], "precision": precision}
+    return {"action_dim": config.action_dim, **horizon, **names}
+
+
+_VARIANTS = {  # width, width of the feed-forward layer, depth, heads, key-value heads, width of a head
+    (2048, 16384, 18, 8, 1, 256): "gemma_2b",
+    (1024, 4096, 18, 8, 1, 256): "gemma_300m",
+    (64, 128, 4, 8, 1, 16): "dummy",
+}
