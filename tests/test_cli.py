@@ -8,7 +8,7 @@ from tiny_policy import tiny_policy
 
 from pi0_control import cli
 from pi0_control.cli.evaluate import EvalOptions, _contestants
-from pi0_control.policy.policy import WEIGHTS_FILE
+from pi0_control.policy.pretrained import WEIGHTS_FILE
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

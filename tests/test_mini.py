@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from pi0_control import Pi0Agent, Pi0Policy
-from pi0_control.policy.policy import find_policy
+from pi0_control.policy.pretrained import find_policy
 from sims.episode import Setting, run_episode
 from sims.evaluate import evaluate_run
 from sims.tabletop_env import TabletopEnv

@@ -144,13 +144,19 @@ def shorten_tokens(path: Path) -> None:
     (path / "policy.json").write_text(json.dumps(values))
 
 
+def fewer_statistics(path: Path) -> None:
+    part = {"mean": [0, 0], "std": [1, 1]}
+    (path / "norm_stats.json").write_text(json.dumps({"norm_stats": {"state": part, "actions": part}}))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (damage_config, r"policy\.json is not valid JSON"),
         (cut_weights, "model.safetensors"),
         (drop_one_tensor, r"action_out_proj\.bias"),
-        (shorten_tokens, "do not fit together"),
+        (shorten_tokens, r"embedding\.weight"),
+        (fewer_statistics, "do not fit together: The statistics of state have 2"),
         (lambda path: (path / "norm_stats.json").write_text("{}"), "expected state and actions"),
         (lambda path: (path / "tokenizer.model").write_bytes(b"no"), "tokenizer.model"),
         *((lambda path, name=name: (path / name).unlink(), name.replace(".", r"\."))

@@ -57,14 +57,15 @@ def test_deltas_are_taken_between_values_of_the_policy_s_units() -> None:
 
 
 def test_what_is_not_commanded_keeps_its_state() -> None:
-    mask = (True, True, False, True, True, True, False)
-    config = PolicyConfig.for_robot(ARM6, TINY, uncommanded=("elbow",), rates=("tool",), delta_mask=mask)
+    mask = (True, True, False, True, True, False, False)
+    config = PolicyConfig.for_robot(ARM6, TINY, uncommanded=("elbow",), rates=("tool",))
+    assert config.delta_mask == mask
     plain = VectorStats(np.zeros(6), np.ones(6))
     stats = NormStats(VectorStats(np.zeros(7), np.ones(7)), plain)
     transforms = PolicyTransforms(config, stats, Tokenizer(BUNDLED_FILE, 12))
     states, actions = np.full((1, 7), 0.5, np.float32), np.arange(42, dtype=np.float32).reshape(1, 6, 7)
     targets = transforms.targets(actions, states)
-    np.testing.assert_allclose(targets[0, 0, :6], [-0.5, 0.5, 2.5, 3.5, 4.5, 6.0], rtol=1e-5)
+    np.testing.assert_allclose(targets[0, 0, :6], [-0.5, 0.5, 2.5, 3.5, 5.0, 6.0], rtol=1e-5)
     assert (targets[..., 6:] == 0).all()
     back = transforms.actions(targets, states)
     assert (back[..., 2] == 0.5).all()

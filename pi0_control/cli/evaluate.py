@@ -304,7 +304,7 @@ def _checkpoint(setting: "Setting") -> dict[str, Any]:
     if setting.is_scripted:
         return {}
     from pi0_control.policy.config import PolicyConfig
-    from pi0_control.policy.policy import CONFIG_FILE, WEIGHTS_FILE, find_policy
+    from pi0_control.policy.pretrained import CONFIG_FILE, WEIGHTS_FILE, find_policy
 
     directory = find_policy(setting.policy)
     config = PolicyConfig.load(directory / CONFIG_FILE)

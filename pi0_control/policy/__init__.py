@@ -2,7 +2,8 @@
 
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
-from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, bundled_policies, resolve_device
+from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, load_policy, resolve_device
+from pi0_control.policy.pretrained import PolicyFiles, bundled_policies, read_policy
 from pi0_control.policy.rtc import RtcConfig
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, check_observation, policy_actions, policy_states
@@ -13,6 +14,7 @@ __all__ = [
     "Pi0Policy",
     "Policy",
     "PolicyConfig",
+    "PolicyFiles",
     "PolicyTransforms",
     "RtcConfig",
     "RunningStats",
@@ -20,7 +22,9 @@ __all__ = [
     "VectorStats",
     "bundled_policies",
     "check_observation",
+    "load_policy",
     "policy_actions",
     "policy_states",
+    "read_policy",
     "resolve_device",
 ]

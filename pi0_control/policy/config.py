@@ -101,16 +101,17 @@ class PolicyConfig:
         action_space: Literal["joint_delta", "joint_absolute"] = "joint_delta",
         **settings: Any,
     ) -> "PolicyConfig":
-        """The usual settings: cameras in order, deltas for all joints but grippers, half a horizon to execute.
+        """The usual settings: cameras in order, deltas for joints but grippers and rates, half a horizon to execute.
 
         A model without a state token (π0.5) reads the state in the prompt and normalises by quantiles.
         """
         slots = [*CAMERA_SLOTS, *(f"camera_{index}" for index in range(len(CAMERA_SLOTS), model.num_cameras))]
         names = [*robot.cameras, *[None] * model.num_cameras]
-        is_delta = action_space == "joint_delta"
+        absolute = {*settings.get("rates", ()), *settings.get("uncommanded", ())}
+        absolute |= {joint.name for joint in robot.joints if joint.kind == "gripper" or action_space != "joint_delta"}
         defaults: dict[str, Any] = {
             "cameras": dict(zip(slots[: model.num_cameras], names, strict=False)),
-            "delta_mask": tuple(is_delta and not bool(gripper) for gripper in robot.gripper_mask),
+            "delta_mask": tuple(name not in absolute for name in robot.joint_names),
             "execution_horizon": max(1, model.action_horizon // 2),
         }
         if model.state_input == "none":

@@ -176,7 +176,8 @@ def _read_vector_stats(values: Any, source: str) -> VectorStats:
         raise CheckpointError(f"{source} has vectors of shapes {shapes}; expected finite ones of one length.")
     if (std < 0).any():
         raise CheckpointError(f"{source}.std has a negative entry; expected none.")
-    return VectorStats(**{**vectors, "mean": mean, "std": std})
+    others = (vectors[key] for key in _STATISTICS[2:])
+    return VectorStats(mean, std, *others)
 
 
 _STATISTICS = tuple(item.name for item in fields(VectorStats))

@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.files import write_file
-from pi0_control.model.checkpoint import load_weights, save_weights
+from pi0_control.model.checkpoints import save_weights
+from pi0_control.model.fast import FastSampler
 from pi0_control.model.pi0 import Pi0
-from pi0_control.model.sampler import sample_actions, sample_noise
+from pi0_control.model.sampler import sample_noise
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats
+from pi0_control.policy.pretrained import CONFIG_FILE, STATS_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Given, read_policy
 from pi0_control.policy.rtc import RtcConfig, steer
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, check_observation
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
-POLICIES_DIR = Path(__file__).parents[1] / "policies"
-CONFIG_FILE, WEIGHTS_FILE = "policy.json", "model.safetensors"
-STATS_FILE, TOKENIZER_FILE = "norm_stats.json", "tokenizer.model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Noise = NDArray[np.float32] | None
 Prefixes = Sequence[ChunkPrefix | None] | None
@@ -46,6 +45,10 @@ class Policy(Protocol):
     @property
     def execution_horizon(self) -> int:
         """How many of them to play before the next chunk, as the policy's maker recommends."""
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """Joints whose actions are velocities or steps, 0 to stand still, and no positions."""
 
     def check(self, observation: Observation) -> None:
         """Raise ObservationError if the policy must not act upon the observation; cheap, as it is asked every step."""
@@ -107,6 +110,7 @@ class Pi0Policy:
         self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
         self.device = resolve_device(device)
         self.model = model.cast(DTYPES[dtype]).to(self.device).eval()
+        self._sample = FastSampler(self.model, config.num_steps)
         self._generator = torch.Generator().manual_seed(0)
 
     @classmethod
@@ -117,34 +121,36 @@ class Pi0Policy:
         dtype: str = "float32",
         robot: RobotSpec | None = None,
         rtc: RtcConfig | None = None,
+        policy_config: Given = None,
+        asset: str | None = None,
+        tokenizer: str | Path | None = None,
     ) -> "Pi0Policy":
-        """Load a bundled policy by name or any policy directory by path.
+        """Load a bundled policy by name, or a directory of ours, openpi's (PyTorch or JAX) or LeRobot's by path.
 
         Args:
-            name: for example ``mini``, or a directory with policy.json, model.safetensors, norm_stats.json and
-                tokenizer.model.
+            name: for example ``mini``, a directory, or ``org/name`` on the Hugging Face hub.
             device, dtype: as in the constructor.
             robot: the robot that will be driven; checked against the one the policy was made for.
             rtc: as in the constructor.
+            policy_config, asset, tokenizer: what a public checkpoint does not tell, as for :func:`read_policy`.
 
         Raises:
             CheckpointError: no such policy, or one of its files is missing, corrupt or partial.
             RobotMismatchError: made for another robot.
-            ConfigError: no such device or dtype, or the policy was not trained for what ``rtc`` asks.
+            ConfigError: no such device or dtype, the policy was not trained for what ``rtc`` asks, or a public
+                checkpoint leaves something open.
         """
-        directory = find_policy(name)
-        config = PolicyConfig.load(directory / CONFIG_FILE)
-        if robot is not None:
-            config.check_robot(robot)
-        norm_stats = NormStats.load(directory / STATS_FILE)
-        tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.model.max_token_len)
+        files = read_policy(name, policy_config, robot, asset, tokenizer)
+        config, pieces = files.config, Tokenizer(files.require_tokenizer(), files.config.model.max_token_len)
         try:
-            PolicyTransforms(config, norm_stats, tokenizer)
+            PolicyTransforms(config, files.norm_stats, pieces)
         except ConfigError as error:
-            raise CheckpointError(f"The files of policy {directory} do not fit together: {error}") from error
-        model = Pi0.empty(config.model)  # weights are copied in, so there is no tie to a file that may change
-        load_weights(model, directory / WEIGHTS_FILE)
-        policy = cls(model, config, norm_stats, tokenizer, device, dtype, rtc)
+            raise CheckpointError(f"The files of policy {files.directory} do not fit together: {error}") from error
+        if dtype not in DTYPES:
+            raise ConfigError(f"No dtype {dtype!r}; available: {sorted(DTYPES)}.")
+        model = Pi0.empty(config.model, DTYPES[dtype], resolve_device(device))
+        files.checkpoint.load(model)
+        policy = cls(model, config, files.norm_stats, pieces, device, dtype, rtc)
         policy.robot = robot or config.robot
         return policy
 
@@ -183,6 +189,11 @@ class Pi0Policy:
     def execution_horizon(self) -> int:
         """How many of them to play before the next chunk, as the policy's maker recommends."""
         return self.config.execution_horizon
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """Joints whose actions are velocities or steps, 0 to stand still, and no positions."""
+        return self.config.rates
 
     def check(self, observation: Observation) -> None:
         """Raise ObservationError if a camera is missing, an image, the state or the prompt is not as expected.
@@ -227,11 +238,8 @@ class Pi0Policy:
             else torch.from_numpy(np.asarray(noise, np.float32))
         )
         known, guidance = steer(self.rtc, self.transforms, prefixes or [None] * len(observations), states)
-        inputs = inputs.to(self.device)
         timing: dict[str, float] = {"preprocess_ms": 1000 * (clock.perf_counter() - started)}
-        sampled = sample_actions(
-            self.model, inputs, start, self.config.num_steps, timing=timing, known_actions=known, guidance=guidance
-        )
+        sampled = self._sample(inputs, start, timing=timing, known_actions=known, guidance=guidance)
         actions = self.transforms.actions(sampled.cpu().numpy(), states)
         if not np.isfinite(actions).all():
             raise CheckpointError("The policy computed actions that are not finite; its weights or statistics are bad.")
@@ -249,6 +257,8 @@ class Pi0Policy:
 
 class HoldPolicy:
     """Stays where it is: repeats the state of the observation. Ships as the policy for tests and dry runs."""
+
+    rates: tuple[str, ...] = ()
 
     def __init__(self, robot: RobotSpec, horizon: int = 16, execution_horizon: int | None = None) -> None:
         self.robot = robot
@@ -279,22 +289,23 @@ class HoldPolicy:
         """Nothing to restart."""
 
 
-def bundled_policies() -> list[str]:
-    """Names of the policies that ship with the package."""
-    return sorted(config.parent.name for config in POLICIES_DIR.glob(f"*/{CONFIG_FILE}"))
+def load_policy(
+    name: str,
+    robot: RobotSpec | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    rtc: RtcConfig | None = None,
+    policy_config: Given = None,
+    asset: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Policy:
+    """What the command line and the nodes call a policy: ``hold``, or whatever :meth:`Pi0Policy.from_pretrained` takes.
 
-
-def find_policy(name: str | Path) -> Path:
-    """The directory of a bundled policy or of a path; a bundled name wins over a directory of the same name.
-
-    Raises:
-        CheckpointError: neither.
+    ``hold`` is for the robot, ``arm6`` without one. Raises as from_pretrained.
     """
-    bundled = bundled_policies()
-    directory = POLICIES_DIR / name if str(name) in bundled else Path(name)
-    if not directory.is_dir():
-        raise CheckpointError(f"No policy {str(name)!r}; give a policy directory or one of the bundled {bundled}.")
-    return directory
+    if name == "hold":
+        return HoldPolicy(robot or RobotSpec.from_yaml("arm6"))
+    return Pi0Policy.from_pretrained(name, device, dtype, robot, rtc, policy_config, asset, tokenizer)
 
 
 def resolve_device(name: str) -> torch.device:

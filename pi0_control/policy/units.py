@@ -53,24 +53,24 @@ class AlohaPi:
 
     def state(self, values: ArrayLike) -> NDArray[np.float32]:
         """Law of cosines in the triangle of horn, rod and finger."""
-        values = np.asarray(values, np.float64) * FLIPS
-        way = _from_unit(values[..., GRIPPERS], OPENING_M)
+        adapted = np.asarray(values, np.float64) * FLIPS
+        way = _from_unit(adapted[..., GRIPPERS], OPENING_M)
         with np.errstate(divide="ignore"):  # no way at all: beyond closed by far
             sine = (HORN_M**2 + way**2 - ROD_M**2) / (2 * HORN_M * way)
-        values[..., GRIPPERS] = _to_unit(np.arcsin(np.clip(sine, -1, 1)), SEEN_RAD)
-        return values.astype(np.float32)
+        adapted[..., GRIPPERS] = _to_unit(np.arcsin(np.clip(sine, -1, 1)), SEEN_RAD)
+        return adapted.astype(np.float32)
 
     def action(self, values: ArrayLike) -> NDArray[np.float32]:
         """As training takes it."""
-        values = np.asarray(values, np.float64) * FLIPS
-        values[..., GRIPPERS] = _from_unit(values[..., GRIPPERS], ASKED_RAD) - SEEN_RAD[0]
-        return values.astype(np.float32)
+        adapted = np.asarray(values, np.float64) * FLIPS
+        adapted[..., GRIPPERS] = _from_unit(adapted[..., GRIPPERS], ASKED_RAD) - SEEN_RAD[0]
+        return adapted.astype(np.float32)
 
     def to_robot(self, values: ArrayLike) -> NDArray[np.float32]:
         """As the station takes it."""
-        values = np.asarray(values, np.float64) * FLIPS
-        values[..., GRIPPERS] = _to_unit(values[..., GRIPPERS] + SEEN_RAD[0], ASKED_RAD)
-        return values.astype(np.float32)
+        adapted = np.asarray(values, np.float64) * FLIPS
+        adapted[..., GRIPPERS] = _to_unit(adapted[..., GRIPPERS] + SEEN_RAD[0], ASKED_RAD)
+        return adapted.astype(np.float32)
 
 
 UNITS: dict[UnitsName, Units] = {"robot": RobotUnits(), "aloha_pi": AlohaPi()}

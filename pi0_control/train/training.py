@@ -19,7 +19,8 @@ from pi0_control.model.lora import add_lora, merged_state
 from pi0_control.model.parts import freeze
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
-from pi0_control.policy.policy import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, Pi0Policy
+from pi0_control.policy.policy import Pi0Policy
+from pi0_control.policy.pretrained import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
 from pi0_control.train import layout
@@ -30,6 +31,7 @@ from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World, join_world
 from pi0_control.train.flow import FlowStage
 from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner
+from pi0_control.train.recording import camera_stats
 from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import Stage, Trainer
 
@@ -126,7 +128,7 @@ def train(
             folder,
             world,
             settings=_settings(config, transforms, [mark for _, _, mark in data], templates if grounding_roots else ()),
-            on_checkpoint=_saver(config, transforms, dataset, folder.path),
+            on_checkpoint=_saver(config, transforms, dataset, camera_names, folder.path),
             show_progress=show_progress,
         )
         if folder.checkpoint_file.exists():
@@ -257,9 +259,15 @@ def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence
 
 
 def _saver(
-    config: TrainConfig, transforms: PolicyTransforms, dataset: Dataset, folder: Path
+    config: TrainConfig,
+    transforms: PolicyTransforms,
+    dataset: Dataset,
+    camera_names: Mapping[str, str],
+    folder: Path,
 ) -> Callable[[Mapping[str, Tensor], str, int], None]:
     """What writes the policy directory from the state dict of an averaged learner."""
+    cameras = [camera for camera in transforms.config.cameras.values() if camera is not None]
+    seen = camera_stats(dataset, {camera: camera_names.get(camera, camera) for camera in cameras})
 
     def save(averaged: Mapping[str, Tensor], stage: str, step: int) -> None:
         if stage == GroundingStage.name and config.steps:
@@ -268,7 +276,7 @@ def _saver(
         policy = {name.removeprefix("policy."): v for name, v in averaged.items() if name.startswith("policy.")}
         model.load_state_dict(merged_state(policy, config.lora_alpha))
         provenance = {**transforms.config.provenance, "training": _provenance(config, dataset, stage, step)}
-        policy_config = replace(transforms.config, provenance=provenance)
+        policy_config = replace(transforms.config, camera_stats=seen, provenance=provenance)
         Pi0Policy(model, policy_config, transforms.norm_stats, transforms.tokenizer).save(folder)
 
     return save

@@ -1,0 +1,159 @@
+"""What a LeRobot policy directory tells besides its weights: config.json, the processors and their statistics.
+
+Processors say how the policy was trained where there are any; config.json says the same less exactly. Which file has a
+processor's statistics is read from it, never guessed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pi0_control.errors import CheckpointError, RobotMismatchError
+from pi0_control.model.checkpoints import Checkpoint
+from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
+from pi0_control.model.checkpoints.settings import read_object
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import LEROBOT_EPS, LEROBOT_FEATURES, NormStats
+
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
+NORMS = {"MEAN_STD": "z_score", "QUANTILES": "quantile", "MIN_MAX": "min_max"}
+PROMPTS = {"pi0": "lerobot_pi0", "pi05": "pi05"}
+MEMORIES = ("use_visual_memory", "use_proprioceptive_memory")
+SAME_NAMES = {"num_inference_steps": "num_steps", "n_action_steps": "execution_horizon"}
+SAME_NAMES |= {"rtc_training_max_delay": "rtc_max_delay"}
+
+
+def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Settings (see :mod:`pi0_control.policy.settings`) that the directory tells.
+
+    Raises:
+        CheckpointError: its files are damaged, or ask for what is not there.
+    """
+    config, steps = checkpoint.settings, _steps(checkpoint.directory / PREPROCESSOR)
+    for name in MEMORIES:
+        if config.get(name):
+            raise CheckpointError(f"{checkpoint.directory} was trained with {name}, which is not available.")
+    normalizer = steps.get("normalizer_processor", {})
+    renamed = _object(steps.get("rename_observations_processor", {}).get("rename_map"))
+    settings: dict[str, Any] = {
+        "cameras": _cameras(config, renamed, checkpoint.directory),
+        "norm": _norm(normalizer.get("norm_map") or config.get("normalization_mapping"), checkpoint.directory),
+        "norm_rule": "lerobot",
+        "norm_eps": normalizer.get("eps", LEROBOT_EPS),
+        "prompt_format": PROMPTS["pi05" if checkpoint.config.state_input == "none" else "pi0"],
+        "units": "aloha_pi" if config.get("adapt_to_pi_aloha") else "robot",
+        **_version(config),
+        **_actions(config, steps.get("relative_actions_processor"), checkpoint.config.action_dim),
+    }
+    settings |= {ours: config[theirs] for theirs, ours in SAME_NAMES.items() if config.get(theirs) is not None}
+    return settings
+
+
+def lerobot_stats(checkpoint: Checkpoint) -> NormStats | None:
+    """The statistics of its processors, or those that LeRobot up to 0.3 kept among the weights; None without any.
+
+    Raises:
+        CheckpointError: they are incomplete or damaged.
+    """
+    directory = checkpoint.directory
+    arrays: dict[str, NDArray[np.float64]] = {}
+    for file, name in ((PREPROCESSOR, "normalizer_processor"), (POSTPROCESSOR, "unnormalizer_processor")):
+        state_file = _steps(directory / file, "state_file").get(name)
+        if state_file is None:
+            continue
+        if not isinstance(state_file, str) or Path(state_file).name != state_file:
+            raise CheckpointError(f"{directory / file} has state_file {state_file!r}; expected a name beside it.")
+        tensors = SafetensorsFile(directory / state_file)
+        names = [each for each in tensors.shapes if each.startswith(LEROBOT_FEATURES)]
+        arrays |= {each: tensors.read(each).double().numpy() for each in names}
+    for name, tensor in checkpoint.extras.items():  # normalize_inputs.buffer_observation_state.mean
+        for feature in LEROBOT_FEATURES:
+            buffer, _, statistic = name.rpartition(".")
+            if buffer.endswith(f".buffer_{feature.replace('.', '_')}"):
+                arrays.setdefault(f"{feature}.{statistic}", tensor.double().numpy())
+    return NormStats.from_lerobot(arrays, str(directory)) if arrays else None
+
+
+def check_features(checkpoint: Checkpoint, policy: PolicyConfig) -> None:
+    """Refuse a robot whose state or action has another length than the policy was trained with.
+
+    Raises:
+        RobotMismatchError: one of them differs.
+    """
+    config, robot = checkpoint.settings, policy.robot
+    for group, feature, expected, keyword in (
+        ("input_features", LEROBOT_FEATURES[0], len(robot.joints), "max_state_dim"),
+        ("output_features", LEROBOT_FEATURES[1], len(policy.commanded), "max_action_dim"),
+    ):
+        shape = _object(_object(config.get(group)).get(feature)).get("shape")
+        if shape is not None and shape not in ([expected], [config.get(keyword)]):  # base models have all they can
+            raise RobotMismatchError(
+                f"{checkpoint.directory} has {feature} of shape {shape}; robot {robot.name!r} has {expected}: "
+                f"{[robot.joint_names[index] for index in policy.commanded]} have actions of "
+                f"{list(robot.joint_names)}. Name joints without an action in 'uncommanded'."
+            )
+
+
+def _steps(path: Path, what: str = "config") -> dict[str, Any]:
+    """An entry of each step of a processor by the step's name; nothing without the file."""
+    if not path.is_file():
+        return {}
+    steps = read_object(path).get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
+        raise CheckpointError(f"{path} has no list of steps.")
+    found = {str(step.get("registry_name")): step.get(what) for step in steps}
+    return {name: _object(entry) if what == "config" else entry for name, entry in found.items()}
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _cameras(config: Mapping[str, Any], renamed: Mapping[str, Any], directory: Path) -> dict[str, str | None]:
+    """What each image slot is named after, in the order of the prefix; empty ones are None."""
+    origins = {str(after): str(before) for before, after in renamed.items()}
+    features = _object(config.get("input_features"))
+    images = [name for name, each in features.items() if _object(each).get("type") == "VISUAL"]
+    if not images:
+        raise CheckpointError(f"{directory} has no image among the input_features of config.json.")
+    slots = {_short(name): _short(origins.get(name, name)) for name in images}
+    return {slot: None if slot.startswith("empty_camera") else name for slot, name in slots.items()}
+
+
+def _short(feature: str) -> str:
+    """``top`` for observation.images.top."""
+    return feature.removeprefix("observation.").removeprefix("images.")
+
+
+def _norm(mapping: Any, directory: Path) -> str:
+    """The one normalisation of state and action."""
+    modes = {name: str(_object(mapping).get(name)) for name in ("STATE", "ACTION")}
+    if len({*modes.values()}) > 1 or modes["STATE"] not in NORMS:
+        raise CheckpointError(f"{directory} normalises {modes}; expected one of {[*NORMS]} for both.")
+    if _object(mapping).get("VISUAL", "IDENTITY") != "IDENTITY":
+        raise CheckpointError(f"{directory} normalises images by {mapping['VISUAL']}; expected IDENTITY.")
+    return NORMS[modes["STATE"]]
+
+
+def _version(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are resized, where the entries of config.json tell the version; 0.4 and 0.5.0 look alike."""
+    if "resize_imgs_with_padding" in config:
+        return {"resize": "lerobot_v03"}
+    return {"resize": "lerobot_v05"} if "use_relative_actions" in config else {}
+
+
+def _actions(config: Mapping[str, Any], step: Mapping[str, Any] | None, action_dim: int) -> dict[str, Any]:
+    """Which actions are relative to the state: all but those whose name holds an excluded word."""
+    is_relative = config.get("use_relative_actions", False) if step is None else step.get("enabled", False)
+    if not is_relative:
+        return {"action_space": "joint_absolute"}
+    source, ours = (config, "action_feature_names") if step is None else (step, "action_names")
+    words, names = source.get("relative_exclude_joints" if step is None else "exclude_joints"), source.get(ours)
+    if not isinstance(names, list):
+        return {"delta_mask": [True] * action_dim, "action_space": "joint_delta"}
+    words = [str(word).lower() for word in words if word] if isinstance(words, list) else []
+    mask = [not any(word in str(name).lower() for word in words) for name in names]
+    return {"delta_mask": mask, "action_space": "joint_delta"}

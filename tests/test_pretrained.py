@@ -1,0 +1,295 @@
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from policy_parts import ARM6, observe, stats
+from public_policies import PI0, PI05, lerobot_policy, openpi_policy, plain_stats
+from safetensors.torch import load_file, save_file
+
+from pi0_control.errors import CheckpointError, ConfigError, Pi0Error, RobotMismatchError
+from pi0_control.policy import HoldPolicy, Pi0Policy, PolicyConfig, load_policy, read_policy
+from pi0_control.policy.settings import presets
+from pi0_control.robot import RobotSpec
+from pi0_control.types import Observation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OURS = {"robot": "arm6", "action_space": "joint_delta", "model": {"action_horizon": 6}}
+ARM_CAMERAS = ("left_wrist_0_rgb", "base_0_rgb", "right_wrist_0_rgb")
+
+
+@pytest.fixture(scope="module")
+def openpi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return openpi_policy(tmp_path_factory.mktemp("public") / "openpi", PI0, {"arm6": stats()})
+
+
+@pytest.fixture(scope="module")
+def lerobot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lerobot_policy(tmp_path_factory.mktemp("public") / "lerobot", PI05, stats(), ARM_CAMERAS)
+
+
+def see(robot: RobotSpec, cameras: tuple[str, ...] | None = None) -> Observation:
+    generator = np.random.default_rng(0)
+    names = robot.cameras if cameras is None else cameras
+    images = {name: generator.integers(0, 256, (24, 32, 3), dtype=np.uint8) for name in names}
+    return Observation(images, robot.home, "touch the red block")
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_each_preset_plays_its_checkpoint(tmp_path: Path, name: str) -> None:
+    preset = presets()[name]
+    robot = RobotSpec.from_yaml(preset["robot"])
+    joints = len(robot.joints)
+    commanded = joints - len(preset.get("uncommanded", ()))
+    is_pi05 = name.startswith("pi05")
+    assets = {preset["asset"]: plain_stats(joints, commanded), "another": plain_stats(3, 3)}
+    directory = openpi_policy(tmp_path, PI05 if is_pi05 else PI0, assets)
+    policy = Pi0Policy.from_pretrained(directory, policy_config=name)
+    assert policy.robot == robot
+    assert policy.horizon == preset["model"]["action_horizon"]
+    assert policy.config.norm == ("quantile" if is_pi05 else "z_score")
+    policy = with_one_step(policy)
+    chunk = policy.infer(see(robot))
+    assert chunk.actions.shape == (policy.horizon, joints)
+    kept = [index for index in range(joints) if index not in policy.config.commanded]
+    assert (chunk.actions[:, kept] == robot.home[kept]).all()
+    with pytest.raises(ConfigError, match="ada_norm"):
+        read_policy(directory, name.replace("pi05", "pi0") if is_pi05 else "pi05_droid")
+
+
+def with_one_step(policy: Pi0Policy) -> Pi0Policy:
+    """One denoising step is enough here."""
+    config = dataclasses.replace(policy.config, num_steps=1)
+    return Pi0Policy(policy.model, config, policy.transforms.norm_stats, policy.transforms.tokenizer)
+
+
+def test_pi05_libero_s_prompt_has_no_state(tmp_path: Path) -> None:
+    directory = openpi_policy(tmp_path, PI05, {"physical-intelligence/libero": plain_stats(8, 7)})
+    for name, has_state in (("pi05_libero", False), ({"preset": "pi05_libero", "discrete_state_input": True}, True)):
+        transforms = Pi0Policy.from_pretrained(directory, policy_config=name).transforms
+        robot = transforms.config.robot
+        seen = [see(robot), dataclasses.replace(see(robot), state=robot.home + 0.5)]
+        tokens = transforms.inputs(seen).tokens
+        assert torch.equal(tokens[0], tokens[1]) != has_state
+
+
+def test_what_openpi_does_not_tell_is_listed(openpi: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_policy(openpi)
+    for word in ("robot (", "model.action_horizon", "cameras", "action_space", "policy.json beside", "pi05_droid"):
+        assert word in str(error.value)
+    with pytest.raises(ConfigError, match=r"does not tell model\.action_horizon \(the number.*\), action_space \("):
+        read_policy(openpi, robot=ARM6)  # its cameras have openpi's names
+    other = openpi_policy(tmp_path, PI05, {"arm6": stats()})
+    with pytest.raises(ConfigError, match="does not tell discrete_state_input"):
+        read_policy(other, OURS)
+
+
+def test_settings_come_from_a_mapping_a_file_or_beside_the_weights(openpi: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(openpi, directory)
+    from_mapping = read_policy(directory, OURS).config
+    (tmp_path / "mine.yaml").write_text(json.dumps(OURS))  # which is YAML, too
+    (tmp_path / "mine.json").write_text(json.dumps(OURS))
+    for name in ("mine.yaml", "mine.json"):
+        assert read_policy(directory, tmp_path / name).config == from_mapping
+    (directory / "policy.json").write_text(json.dumps(OURS))
+    assert read_policy(directory).config == from_mapping
+    assert read_policy(directory, {"num_steps": 3}).config == dataclasses.replace(from_mapping, num_steps=3)
+    from_mapping.save(directory / "policy.json")  # all of it
+    assert read_policy(directory).config == from_mapping
+
+
+def test_a_public_policy_saved_is_one_of_ours(openpi: Path, tmp_path: Path) -> None:
+    policy = Pi0Policy.from_pretrained(openpi, policy_config=OURS, robot=ARM6)
+    policy.save(tmp_path / "all")
+    files = read_policy(openpi, OURS)
+    files.save(tmp_path / "parts")
+    shutil.copyfile(tmp_path / "all" / "model.safetensors", tmp_path / "parts" / "model.safetensors")
+    expected = policy.infer(observe(), noise=np.ones((6, 16), np.float32)).actions
+    for name in ("all", "parts"):
+        again = Pi0Policy.from_pretrained(tmp_path / name)
+        assert again.config == policy.config
+        assert np.array_equal(again.infer(observe(), noise=np.ones((6, 16), np.float32)).actions, expected)
+    with pytest.raises(ConfigError, match="says it all"):
+        read_policy(tmp_path / "all", OURS)
+
+
+def test_the_asset_is_chosen_and_the_others_listed(tmp_path: Path) -> None:
+    small, large = plain_stats(7, 7), plain_stats(32, 32)
+    directory = openpi_policy(tmp_path, PI0, {"arm": small, "lab/arm6": large})
+    assert len(read_policy(directory, OURS, asset="lab/arm6").norm_stats.state.mean) == 32
+    assert len(read_policy(directory, {**OURS, "asset": "arm"}).norm_stats.state.mean) == 7
+    with pytest.raises(CheckpointError, match=r"asset None; give one of \['arm', 'lab/arm6'\]"):
+        read_policy(directory, OURS)
+    with pytest.raises(CheckpointError, match="asset 'droid'"):
+        read_policy(directory, OURS, asset="droid")
+    shutil.rmtree(directory / "assets" / "arm")
+    assert len(read_policy(directory, {**OURS, "asset": "elsewhere"}).norm_stats.state.mean) == 32  # the only one
+    shutil.rmtree(directory / "assets")
+    with pytest.raises(CheckpointError, match="copy the folder assets"):
+        read_policy(directory, OURS)
+
+
+def test_the_tokenizer_is_in_beside_or_given(openpi: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run" / "checkpoint"
+    shutil.copytree(openpi, directory)
+    file = directory / "paligemma_tokenizer.model"
+    assert read_policy(directory, OURS).tokenizer == file
+    beside = shutil.move(file, tmp_path / "run" / "tokenizer.model")
+    assert read_policy(directory, OURS).tokenizer == beside
+    elsewhere = shutil.move(beside, tmp_path / "pieces.model")
+    assert read_policy(directory, OURS).tokenizer is None
+    with pytest.raises(CheckpointError, match=r"no tokenizer in or beside .* as paligemma_tokenizer\.model"):
+        Pi0Policy.from_pretrained(directory, policy_config=OURS)
+    assert Pi0Policy.from_pretrained(directory, policy_config=OURS, tokenizer=elsewhere).horizon == 6
+    with pytest.raises(CheckpointError, match="No tokenizer file nowhere"):
+        read_policy(directory, OURS, tokenizer="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ("pi06", CheckpointError, r"No policy config 'pi06'; give a YAML or JSON file or one of \['pi05_aloha'"),
+        ({"colour": 1}, ConfigError, r"has \['colour'\]; expected some of \['model'"),
+        ({"preset": "pi06"}, ConfigError, "begins with preset 'pi06'"),
+        ({**OURS, "model": {"depth": 9}}, ConfigError, r"model\.depth 9; the checkpoint .* has 2"),
+        ({**OURS, "model": {"action_horizon": "6"}}, ConfigError, "action_horizon '6'"),
+        ({**OURS, "format_version": 2}, ConfigError, "another format_version than 1"),
+        ({**OURS, "cameras": ["a"]}, ConfigError, r"cameras is \['a'\]; expected the robot's camera"),
+        ({**OURS, "cameras": {"base_0_rgb": "top"}}, ConfigError, "expected distinct cameras"),
+        ({**OURS, "robot": "nobody"}, ConfigError, "No robot file 'nobody'"),
+        ({**OURS, "robot": 3}, ConfigError, "settings' robot has int"),
+        ({**OURS, "action_space": "ee_delta"}, ConfigError, r"action_space is 'ee_delta'; expected one of"),
+        ({**OURS, "delta_mask": [True]}, ConfigError, "expected 7 booleans"),
+        ({**OURS, "norm": ["a"]}, ConfigError, "norm is"),
+        ({**OURS, "units": "aloha_pi"}, ConfigError, "of 14 joints"),
+    ],
+)
+def test_settings_are_strict(openpi: Path, settings: Any, error: type[Pi0Error], words: str) -> None:
+    with pytest.raises(error, match=words):
+        read_policy(openpi, settings)
+
+
+def test_slots_keep_the_order_of_the_prefix(openpi: Path, lerobot: Path) -> None:
+    given = {"extra": "right_wrist_0_rgb", "left_wrist_0_rgb": "left_wrist_0_rgb", "base_0_rgb": "base_0_rgb"}
+    files = read_policy(openpi, {**OURS, "cameras": given})
+    assert [*files.config.cameras] == ["base_0_rgb", "left_wrist_0_rgb", "extra"]
+    one = read_policy(openpi, {**OURS, "cameras": {"base_0_rgb": "base_0_rgb"}}).config
+    assert one.model.num_cameras == 1
+    assert [*read_policy(lerobot, robot=ARM6).config.cameras] == list(ARM_CAMERAS)
+    with pytest.raises(ConfigError, match="for some of"):
+        read_policy(lerobot, {"cameras": {"top": "base_0_rgb"}}, robot=ARM6)
+
+
+def test_a_masked_slot_changes_nothing_but_the_cost(openpi: Path) -> None:
+    names = ("base_0_rgb", "left_wrist_0_rgb")
+    both = [{name: name for name in names}, {**{name: name for name in names}, "right_wrist_0_rgb": None}]
+    chunks = []
+    for cameras in both:
+        policy = Pi0Policy.from_pretrained(openpi, policy_config={**OURS, "cameras": cameras, "num_steps": 2})
+        assert policy.config.model.num_cameras == len(cameras)
+        chunks.append(policy.infer(observe(), noise=np.ones((6, 16), np.float32)).actions)
+    np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-5)
+
+
+def test_a_lerobot_directory_needs_only_the_robot(lerobot: Path, tmp_path: Path) -> None:
+    policy = Pi0Policy.from_pretrained(lerobot, robot=ARM6)
+    config = policy.config
+    assert (config.norm, config.norm_rule, config.norm_eps) == ("quantile", "lerobot", 1e-8)
+    assert (config.prompt_format, config.discrete_state_input, config.resize) == ("pi05", True, "lerobot_v05")
+    assert (config.action_space, config.num_steps, config.execution_horizon) == ("joint_absolute", 2, 5)
+    np.testing.assert_allclose(policy.transforms.norm_stats.actions.q01, stats().actions.q01, rtol=1e-6)
+    assert policy.infer(observe()).actions.shape == (50, 7)
+    with pytest.raises(ConfigError, match=r"does not tell robot \(.*cameras"):
+        read_policy(lerobot)
+    remembering = lerobot_policy(tmp_path, PI05, stats(), ARM_CAMERAS, use_visual_memory=True)
+    with pytest.raises(CheckpointError, match="trained with use_visual_memory"):
+        read_policy(remembering, robot=ARM6)
+    cameras = {"base_0_rgb": "wrist_image_left"}
+    with pytest.raises(RobotMismatchError, match=r"observation\.state of shape \[7\]; robot 'droid' has 8"):
+        read_policy(lerobot, {"cameras": cameras}, robot=RobotSpec.from_yaml("droid"))
+
+
+def change(directory: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads((directory / name).read_text())
+    edit(values)
+    (directory / name).write_text(json.dumps(values))
+
+
+def test_lerobot_s_relative_actions_leave_named_joints_absolute(tmp_path: Path) -> None:
+    names = [f"{name}.pos" for name in ARM6.joint_names]
+    relative = {"use_relative_actions": True, "relative_exclude_joints": ["GRIPPER"], "action_feature_names": names}
+    directory = lerobot_policy(tmp_path, PI0, stats(), ARM_CAMERAS, **relative)
+    config = read_policy(directory, robot=ARM6).config
+    assert (config.prompt_format, config.norm, config.action_space) == ("lerobot_pi0", "z_score", "joint_delta")
+    assert config.delta_mask == (True,) * 6 + (False,)
+    change(directory, "policy_preprocessor.json", lambda values: values["steps"][1]["config"].pop("action_names"))
+    assert read_policy(directory, robot=ARM6).config.delta_mask == (True,) * 7
+    (directory / "policy_preprocessor.json").unlink()  # what config.json says
+    assert read_policy(directory, robot=ARM6).config.delta_mask == (True,) * 6 + (False,)
+
+
+def test_lerobot_0_4_and_0_5_0_look_alike(lerobot: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "old"
+    shutil.copytree(lerobot, directory)
+    change(directory, "config.json", lambda values: values.pop("use_relative_actions"))
+    with pytest.raises(ConfigError, match=r"does not tell resize \(lerobot_v05, or lerobot_v04"):
+        read_policy(directory, robot=ARM6)
+    for resize, is_padded in (("lerobot_v04", True), ("lerobot_v05", False)):
+        assert read_policy(directory, {"resize": resize}, ARM6).config.pad_state_in_prompt == is_padded
+
+
+def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) -> None:
+    settings = {"resize_imgs_with_padding": [224, 224], "adapt_to_pi_aloha": True}
+    aloha = RobotSpec.from_yaml("aloha")
+    directory = lerobot_policy(tmp_path, PI0, plain_stats(14, 14), aloha.cameras, **settings)
+    for file in directory.glob("policy_*"):
+        file.unlink()
+    tensors = load_file(directory / "model.safetensors")
+    for feature, group in (("observation_state", "normalize_inputs"), ("action", "unnormalize_outputs")):
+        for statistic, value in (("mean", 3.0), ("std", 2.0)):
+            tensors[f"{group}.buffer_{feature}.{statistic}"] = torch.full((14,), value)
+    save_file(tensors, directory / "model.safetensors")
+    files = read_policy(directory, robot=aloha)
+    assert (files.config.resize, files.config.units) == ("lerobot_v03", "aloha_pi")
+    assert files.norm_stats.state.mean.tolist() == [3.0] * 14
+    assert files.norm_stats.actions.std.tolist() == [2.0] * 14
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"state_file": "../x"}, r"state_file '\.\./x'"),
+        ({"state_file": "x.safetensors"}, "no weight file"),
+        ({"config": {"norm_map": {"STATE": "QUANTILE10", "ACTION": "QUANTILE10"}}}, "normalises .*QUANTILE10"),
+        ({"config": {"norm_map": {"STATE": "MIN_MAX", "ACTION": "QUANTILES"}}}, "for both"),
+        ({"config": {"norm_map": {"VISUAL": "MEAN_STD", "STATE": "QUANTILES", "ACTION": "QUANTILES"}}}, "images by"),
+    ],
+)
+def test_a_damaged_processor_is_refused(lerobot: Path, tmp_path: Path, edit: dict[str, Any], words: str) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(lerobot, directory)
+    change(directory, "policy_preprocessor.json", lambda values: values["steps"][2].update(edit))
+    with pytest.raises(CheckpointError, match=words):
+        read_policy(directory, robot=ARM6)
+    change(directory, "policy_preprocessor.json", lambda values: values.update(steps=3))
+    with pytest.raises(CheckpointError, match="no list of steps"):
+        read_policy(directory, robot=ARM6)
+
+
+def test_a_policy_is_loaded_by_what_the_command_line_calls_it(openpi: Path) -> None:
+    hold = load_policy("hold")
+    assert isinstance(hold, HoldPolicy)
+    assert hold.robot == ARM6
+    assert load_policy("hold", RobotSpec.from_yaml("droid")).robot.name == "droid"
+    loaded = load_policy(str(openpi), ARM6, dtype="bfloat16", policy_config=OURS)
+    assert isinstance(loaded, Pi0Policy)
+    assert loaded.model.embedding.weight.dtype == torch.bfloat16
+    assert PolicyConfig.from_dict(loaded.config.to_dict()) == loaded.config
