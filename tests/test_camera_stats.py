@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 from policy_parts import ARM6, TINY
 
@@ -17,6 +18,13 @@ def test_a_policy_config_keeps_what_its_cameras_showed() -> None:
     assert PolicyConfig.from_dict(knowing.to_dict()) == knowing
     with pytest.raises(ConfigError, match=r"camera_stats are of \['top'\]; expected cameras of \['base_0_rgb'"):
         dataclasses.replace(config, camera_stats={"top": SEEN})
+
+
+def test_stats_of_images() -> None:
+    images = [np.full((6, 8, 3), (255, level, 0), np.uint8) for level in (0, 102)]
+    seen = CameraStats.of(images)
+    assert (seen.height, seen.width, seen.mean) == (6, 8, pytest.approx((1, 0.2, 0)))
+    assert seen.red_over_blue == -CameraStats.of([image[..., ::-1] for image in images]).red_over_blue == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from policy_parts import ARM6, TINY
 
 from pi0_control.doctor import Recording, examine
 from pi0_control.doctor.actions import predicted
-from pi0_control.doctor.cameras import mean_colour
 from pi0_control.policy import NormStats, PolicyConfig, VectorStats
 from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.train.dataset import Dataset
@@ -81,7 +80,7 @@ class Case:
 def case(seed: int = 1, **settings) -> Case:
     """A policy that knows recording 0, and another recording."""
     known = record(0)
-    seen = {name: CameraStats(*SHAPE[:2], tuple(mean_colour(some).tolist())) for name, some in known.images.items()}
+    seen = {name: CameraStats.of(some) for name, some in known.images.items()}
     config = PolicyConfig.for_robot(ARM6, TINY, **{"camera_stats": seen, **settings})
     return Case(config, NormStats(stats_of(known.states), stats_of(predicted(known, config))), record(seed))
 

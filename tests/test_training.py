@@ -216,6 +216,7 @@ def test_one_camera_goes_by_another_name(demonstrations: Path, tmp_path: Path) -
         run(quick, demonstrations, tmp_path, **options, camera_names={"side": "front"})
     policy = run(quick, demonstrations, tmp_path, **options, camera_names={"top": "front"})
     assert policy.config.robot.cameras == ("top", "wrist")
+    assert {*policy.config.camera_stats} == {"top", "wrist"}
 
 
 def test_gradients_are_clipped(start: Path) -> None:

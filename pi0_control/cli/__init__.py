@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from pi0_control.cli.doctor import doctor
 from pi0_control.cli.evaluate import evaluate
 from pi0_control.cli.inspect import inspect
 from pi0_control.cli.record import record
@@ -15,6 +16,7 @@ from pi0_control.cli.train import train
 from pi0_control.errors import Pi0Error
 
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {
+    "doctor": doctor,
     "eval": evaluate,
     "inspect": inspect,
     "record": record,
@@ -22,7 +24,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "serve": serve,
     "train": train,
 }
-EXTRA_OF = {"pyarrow": "train", "rclpy": "ros", "tensorboard": "train"}
+EXTRA_OF = {"pyarrow": "train", "rclpy": "ros", "rosbags": "bag", "tensorboard": "train"}
 
 
 def main() -> None:

@@ -87,18 +87,8 @@ def _size(camera: str, pictures: Pictures, known: CameraStats | None, wanted: in
         )
 
 
-def cast(mean: Sequence[float] | NDArray[np.float64]) -> float:
-    """How much redder than blue a mean colour is, in 0..1."""
-    return float(mean[0] - mean[2])
-
-
-def mean_colour(pictures: Pictures) -> NDArray[np.float64]:
-    """Mean red, green and blue of some pictures, in 0..1."""
-    return np.mean([picture.mean((0, 1)) for picture in pictures], axis=0) / 255.0
-
-
 def _channels(camera: str, pictures: Pictures, known: CameraStats) -> Iterator[Finding]:
-    seen, expected = cast(mean_colour(pictures)), cast(known.mean)
+    seen, expected = CameraStats.of(pictures).red_over_blue, known.red_over_blue
     if abs(expected) > CAST and abs(seen + expected) < abs(seen - expected) / 2:
         yield Finding(
             "error",

@@ -153,9 +153,8 @@ def _ordered(
 
 def _finite(recording: Recording) -> tuple[Recording, list[Finding]]:
     """The moments whose numbers are all finite."""
-    is_finite: NDArray[np.bool_] = np.isfinite(recording.states).all(1)
-    if recording.actions is not None:
-        is_finite &= np.isfinite(recording.actions).all(1)
+    numbers = [recording.states] if recording.actions is None else [recording.states, recording.actions]
+    is_finite = np.asarray(np.isfinite(np.concatenate(numbers, axis=1)).all(axis=1))
     if is_finite.all():
         return recording, []
     seen = f"{(~is_finite).sum()} of {len(is_finite)} moments"

@@ -181,7 +181,7 @@ def standing(numbers: Numbers) -> Iterator[Finding]:
     low, high = numbers.bounds
     value = numbers.values[0]
     is_still = np.ptp(numbers.values, axis=0) <= STILL * numbers.expected.std
-    for index in np.flatnonzero(is_still & (high - low >= TINY_SPAN)):
+    for index in np.flatnonzero(is_still & (high - low >= TINY_SPAN)).tolist():
         yield Finding(
             "warning",
             "constant",

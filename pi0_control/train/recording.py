@@ -1,9 +1,10 @@
-"""A dataset as the doctor looks at it."""
+"""A dataset as the doctor looks at it, and what a policy keeps of it for the doctor."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from pi0_control.doctor import Recording
+from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.inspection import glimpse
@@ -36,3 +37,15 @@ def read_recording(root: Path, cameras: Mapping[str, str]) -> Recording:
         },
         prompts=dataset.tasks,
     )
+
+
+def camera_stats(dataset: Dataset, cameras: Mapping[str, str]) -> dict[str, CameraStats]:
+    """What cameras show, from some of their images.
+
+    Args:
+        dataset: is looked at at moments spread over all of it.
+        cameras: what the dataset calls each camera of the robot.
+    """
+    looks = glimpse(dataset, episodes=20, moments=5)
+    seen = {camera: [image for look in looks for image in look.images[name]] for camera, name in cameras.items()}
+    return {camera: CameraStats.of(images) for camera, images in seen.items() if images}
