@@ -68,7 +68,8 @@ def main() -> None:
     observation, _ = env.reset(seed=0)
     start = state = mapping.observation(observation)["state"]
     actions: list[Any] = []
-    policy = tiny_policy(len(robot.joints), robot=robot, optional_cameras=optional_cameras)
+    settings = {"optional_cameras": optional_cameras, "rates": layout.rates}
+    policy = tiny_policy(len(robot.joints), robot=robot, **settings)
     agent = Pi0Agent(policy, latency_steps=[0, 1, 2], mapping=mapping)
     with tempfile.TemporaryDirectory() as folder, Recorder(agent, folder) as recorder:
         recorder.reset(seed=0)

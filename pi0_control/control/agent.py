@@ -47,7 +47,7 @@ class Pi0Agent:
 
     Raises:
         ConfigError: an execution horizon outside 1 .. the policy's horizon, a latency that is not 0 or more, a mapping
-            for another robot than the policy's, or safety for commands that are no positions.
+            for another robot than the policy's or other ``rates``, or safety for a camera that there is not.
 
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
@@ -73,13 +73,13 @@ class Pi0Agent:
                 f"The mapping is for robot {mapping.robot.name!r} and the policy drives {policy.robot.name!r}; "
                 "expected one made with the policy's robot."
             )
+        if mapping is not None and set(mapping.layout.rates) != set(policy.rates):
+            raise ConfigError(
+                f"The policy moves {list(policy.rates)} by velocities or steps, and the environment takes "
+                f"{list(mapping.layout.rates)} so; expected the same."
+            )
         if safety is not None:
-            Safety(policy.robot, safety)  # refused now, if at all
-            if mapping is not None and mapping.layout.rates:
-                raise ConfigError(
-                    f"Safety limits positions, and the environment takes {list(mapping.layout.rates)} as velocities or "
-                    "steps; expected a mapping to positions, or no safety."
-                )
+            Safety(policy.robot, safety, rates=policy.rates)  # refused now, if at all
         chunking = chunking or ChunkingConfig()
         if execution_horizon is not None:
             chunking = replace(chunking, execution_horizon=execution_horizon)
@@ -204,7 +204,7 @@ class Pi0Agent:
                 self._hold(pose, now_s, reason) if action is None else Command(action, now_s, "tracking", reason)
                 for pose, action, reason in zip(poses, actions, reasons, strict=True)
             ]
-        self._guards = self._guards or [Safety(self.policy.robot, self.safety) for _ in rows]
+        self._guards = self._guards or [Safety(self.policy.robot, self.safety, rates=self.policy.rates) for _ in rows]
         ages_s = dict.fromkeys(self._guards[0].inputs, 0.0)  # all of one moment, which is now
         return [
             guard.check(now_s, action, row.state, ages_s, reason=reason)
