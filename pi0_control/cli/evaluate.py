@@ -303,14 +303,18 @@ def _checkpoint(setting: "Setting") -> dict[str, Any]:
     """How chunks were played, the policy's config and the hash of its weights; nothing where it is scripted."""
     if setting.is_scripted:
         return {}
-    from pi0_control.policy.config import PolicyConfig
-    from pi0_control.policy.pretrained import CONFIG_FILE, WEIGHTS_FILE, find_policy
+    from pi0_control.policy.pretrained import WEIGHTS_FILE, read_policy
 
-    directory = find_policy(setting.policy)
-    config = PolicyConfig.load(directory / CONFIG_FILE)
+    files = read_policy(setting.policy)
+    config, weights = files.config, files.directory / WEIGHTS_FILE
     return {
         "execution_horizon": setting.play.execution_horizon or config.execution_horizon,
         "num_steps": config.num_steps,
-        "checkpoint_sha256": hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        **({"checkpoint_sha256": _sha256(weights)} if weights.is_file() else {}),  # JAX's are many files
         "config": config.to_dict(),
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
