@@ -90,6 +90,8 @@ def lerobot_policy(
         ]
         described = {"name": f"policy_{file}processor", "steps": steps}
         (directory / f"policy_{file}processor.json").write_text(json.dumps(described))
-        save_arrays(stats.to_lerobot(), directory / state_file)
+        save_arrays(
+            {name: value.astype(np.float32) for name, value in stats.to_lerobot().items()}, directory / state_file
+        )
     shutil.copyfile(BUNDLED_FILE, directory / "tokenizer.model")
     return directory

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from policy_parts import ARM6, observe, stats
-from public_policies import PI0, PI05, lerobot_policy, openpi_policy, plain_stats
+from public_policies import PI0, PI05, lerobot_policy, openpi_policy, plain_stats, public_weights
 from safetensors.torch import load_file, save_file
 
 from pi0_control.errors import CheckpointError, ConfigError, Pi0Error, RobotMismatchError
+from pi0_control.model.pi0 import Pi0
 from pi0_control.policy import HoldPolicy, Pi0Policy, PolicyConfig, load_policy, read_policy
 from pi0_control.policy.settings import presets
 from pi0_control.robot import RobotSpec
@@ -188,15 +189,18 @@ def test_slots_keep_the_order_of_the_prefix(openpi: Path, lerobot: Path) -> None
         read_policy(lerobot, {"cameras": {"top": "base_0_rgb"}}, robot=ARM6)
 
 
-def test_a_masked_slot_changes_nothing_but_the_cost(openpi: Path) -> None:
+def test_a_masked_slot_costs_nothing(openpi: Path) -> None:
     names = ("base_0_rgb", "left_wrist_0_rgb")
-    both = [{name: name for name in names}, {**{name: name for name in names}, "right_wrist_0_rgb": None}]
-    chunks = []
-    for cameras in both:
-        policy = Pi0Policy.from_pretrained(openpi, policy_config={**OURS, "cameras": cameras, "num_steps": 2})
-        assert policy.config.model.num_cameras == len(cameras)
-        chunks.append(policy.infer(observe(), noise=np.ones((6, 16), np.float32)).actions)
-    np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-5)
+    given = {**{name: name for name in names}, "right_wrist_0_rgb": None}
+    policy = Pi0Policy.from_pretrained(openpi, policy_config={**OURS, "cameras": given})
+    assert (policy.config.model.num_cameras, [*policy.config.cameras]) == (2, [*names])
+    masked = dataclasses.replace(policy.config.model, num_cameras=3)
+    config = dataclasses.replace(policy.config, model=masked, cameras=given)
+    model = Pi0(masked)
+    model.load_state_dict(policy.model.state_dict())
+    slow = Pi0Policy(model, config, policy.transforms.norm_stats, policy.transforms.tokenizer)
+    chunks = [each.infer(observe(), noise=np.ones((6, 16), np.float32)).actions for each in (policy, slow)]
+    np.testing.assert_allclose(*chunks, atol=1e-5)
 
 
 def test_a_lerobot_directory_needs_only_the_robot(lerobot: Path, tmp_path: Path) -> None:
@@ -282,6 +286,33 @@ def test_a_damaged_processor_is_refused(lerobot: Path, tmp_path: Path, edit: dic
     change(directory, "policy_preprocessor.json", lambda values: values.update(steps=3))
     with pytest.raises(CheckpointError, match="no list of steps"):
         read_policy(directory, robot=ARM6)
+
+
+def test_what_lerobot_is_told_comes_back(tmp_path: Path) -> None:
+    """Slots that are called otherwise than the robot's cameras, joints without actions, absolute joints by name."""
+    directory = openpi_policy(tmp_path / "openpi", PI0, {"physical-intelligence/libero": plain_stats(8, 7)})
+    files = read_policy(directory, "pi0_libero")
+    lerobot = public_weights(tmp_path / "lerobot", PI0, "model.")
+    files.export(lerobot, "lerobot")
+    again = read_policy(lerobot, {"robot": "libero", "uncommanded": ["finger_right"], "rates": files.config.rates})
+    changed = {"norm_rule": "lerobot", "prompt_format": "lerobot_pi0", "resize": "lerobot_v05"}
+    assert again.config == dataclasses.replace(files.config, **changed)
+    for part in ("state", "actions"):
+        for name, value in vars(getattr(files.norm_stats, part)).items():
+            np.testing.assert_array_equal(getattr(getattr(again.norm_stats, part), name), value)
+
+
+def test_what_another_library_cannot_do_is_not_exported(tmp_path: Path) -> None:
+    files = read_policy(openpi_policy(tmp_path / "openpi", PI0, {"trossen": plain_stats(14, 14)}), "pi0_aloha")
+    with pytest.raises(ConfigError, match="lerobot has no units 'aloha_pi', which the policy needs"):
+        files.export(tmp_path, "lerobot")
+    ranged = dataclasses.replace(files, config=dataclasses.replace(files.config, norm="min_max"))
+    with pytest.raises(ConfigError, match="openpi has no norm 'min_max'"):
+        ranged.export(tmp_path, "openpi")
+    files.export(public_weights(tmp_path / "again", PI0), "openpi")
+    again = read_policy(tmp_path / "again", "pi0_aloha")
+    assert again.config == files.config
+    np.testing.assert_array_equal(again.norm_stats.state.q99, files.norm_stats.state.q99)
 
 
 def test_a_policy_is_loaded_by_what_the_command_line_calls_it(openpi: Path) -> None:

@@ -135,10 +135,10 @@ class NormStats:
         }
         return cls(*(_read_vector_stats(values, f"{source}: {name}") for name, values in features.items()))
 
-    def to_lerobot(self) -> dict[str, NDArray[np.float32]]:
-        """The inverse of :meth:`from_lerobot`, float32 [D] each as LeRobot has them."""
+    def to_lerobot(self) -> dict[str, NDArray[np.float64]]:
+        """The inverse of :meth:`from_lerobot`, float64 [D] each; LeRobot takes them to float32."""
         return {
-            f"{feature}.{name}": value.astype(np.float32)
+            f"{feature}.{name}": value
             for feature, stats in zip(LEROBOT_FEATURES, (self.state, self.actions), strict=True)
             for name, value in vars(stats).items()
             if value is not None

@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.files import write_file
 from pi0_control.model.checkpoints import Checkpoint, locate, open_checkpoint
 from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.export import export
 from pi0_control.policy.lerobot import check_features, lerobot_settings, lerobot_stats
 from pi0_control.policy.norm_stats import NormStats
 from pi0_control.policy.settings import build_config, merge, read_settings
@@ -61,6 +62,14 @@ class PolicyFiles:
             tokenizer = self.tokenizer
             write_file(directory / TOKENIZER_FILE, lambda partial: shutil.copyfile(tokenizer, partial))
         write_file(directory / CONFIG_FILE, self.config.save)
+
+    def export(self, directory: str | Path, to: Literal["openpi", "lerobot"]) -> None:
+        """Write all but the weights, and openpi's config.json, of a directory of another library.
+
+        Raises:
+            ConfigError: that library cannot do what the policy needs; lists it.
+        """
+        export(self, Path(directory), to)
 
 
 def read_policy(

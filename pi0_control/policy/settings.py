@@ -135,21 +135,22 @@ def _cameras(given: Any, slots: Mapping[str, str | None] | None, robot: RobotSpe
     """The robot's camera by slot, in the order of the prefix; None where it is unknown.
 
     Args:
-        given: cameras by slot; slots that are left out stay masked.
+        given: cameras by slot; slots without one are masked, so they are left out.
         slots: those of the checkpoint, each with the camera it is named after; openpi's if None.
         robot: has the cameras.
     """
     order = list(CAMERA_SLOTS if slots is None else slots)
     if given is not None:
-        if not isinstance(given, Mapping) or (slots is not None and not {*given} <= {*slots}):
+        seen = [slot for slot in given if given[slot] is not None] if isinstance(given, Mapping) else []
+        if not seen or (slots is not None and not {*seen} <= {*slots}):
             raise ConfigError(f"cameras is {given!r}; expected the robot's camera for some of {order}.")
-        return {slot: given[slot] for slot in sorted(given, key=lambda slot: [*order, slot].index(slot))}
+        return {slot: given[slot] for slot in sorted(seen, key=lambda slot: [*order, slot].index(slot))}
     if robot is None:
         return None
     if slots is None:  # openpi's: known where the robot's cameras are called like them
         slots = {name: name for name in CAMERA_SLOTS if name in robot.cameras} if {*robot.cameras} <= {*order} else {}
-    seen = {slot: name for slot, name in slots.items() if name is not None}
-    return seen if seen and {*seen.values()} <= {*robot.cameras} else None
+    named = {slot: name for slot, name in slots.items() if name is not None}
+    return named if named and {*named.values()} <= {*robot.cameras} else None
 
 
 def _derive(values: Settings, is_pi05: bool) -> None:
