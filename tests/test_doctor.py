@@ -212,6 +212,15 @@ def test_joints_without_actions_are_left_out(sound: Case) -> None:
     assert [joint.name for joint in examination.actions.joints] == [ARM6.joint_names[index] for index in kept]
 
 
+def test_steps_relative_to_the_state_are_not_taken_for_targets(sound: Case) -> None:
+    def steps(recording: Recording) -> Recording:
+        return replace(recording, actions=np.gradient(recording.states, axis=0))
+
+    config = replace(sound.config, rates=ARM6.joint_names[:6])  # and relative, as openpi trained pi0_libero
+    stats = replace(sound.stats, actions=stats_of(predicted(steps(record(0)), config)))
+    assert examine(config, stats, steps(sound.recording)).findings == ()
+
+
 def test_chunks_are_those_of_a_dataset(sound: Case) -> None:
     recording, frames = sound.recording, np.array([0, 57, 59, 60, 719])
     chunks, is_there = recording.action_chunks(frames, 5)

@@ -55,15 +55,15 @@ def examine(config: PolicyConfig, stats: NormStats, recording: Recording | None 
         findings += beyond_limits(state)
     if recording is not None:
         findings += [*check_cameras(config, recording.images), *actions.rate(recording, config)]
-        recording, found = _comparable(recording, config)
-        findings += found
+        recording, unfit = _comparable(recording, config)
+        findings += unfit
     if recording is not None:
         state = replace(state, values=policy_states(recording.states, config))
-        findings += _check_state(state)
+        confused, found = confusions(state, state.expected)
+        findings += [*confused, *_ranges(state, found)]
         if recording.actions is not None:
-            is_right = not confusions(state, state.expected)[0]
-            action, found = _check_actions(config, state, action, recording, is_right)
-            findings += found
+            action, more = _check_actions(config, state, action, recording, is_state_right=not confused)
+            findings += more
     return Examination(tuple(sorted(findings, key=lambda finding: finding.severity != "error")), state, action)
 
 
@@ -76,26 +76,28 @@ def _comparable(recording: Recording, config: PolicyConfig) -> tuple[Recording |
     return (recording if len(recording.states) else None), findings + lacking
 
 
-def _check_state(state: Numbers) -> list[Finding]:
-    confused, found = confusions(state, state.expected)
-    return [*confused, *_ranges(state, found)]
-
-
 def _check_actions(
     config: PolicyConfig, state: Numbers, action: Numbers, recording: Recording, is_state_right: bool
 ) -> tuple[Numbers, list[Finding]]:
     """Confusions in the targets themselves; where there are none, how the actions lie in the statistics."""
     absolute = replace(config, action_space="joint_absolute", delta_mask=(False,) * len(state.joints))
     targets = replace(action, values=actions.predicted(recording, absolute, 1))
-    is_delta = np.array(config.delta_mask)[list(config.commanded)]
-    like_state, like_action = state.expected[np.array(config.commanded)], action.expected
-    expected = Spread(*(np.where(is_delta, getattr(like_state, n), getattr(like_action, n)) for n in ("mean", "std")))
-    confused, _ = confusions(targets, expected)
+    confused, _ = confusions(targets, _expected_targets(config, state, action))
     findings = confused or [*actions.relative_or_absolute(recording, config, action.stats)]
     if findings or not is_state_right:
         return action, findings
     action = replace(action, values=actions.predicted(recording, config))
     return action, [*_ranges(action), *actions.horizon(recording, config, action.stats)]
+
+
+def _expected_targets(config: PolicyConfig, state: Numbers, action: Numbers) -> Spread:
+    """Absolute targets are like states where the policy predicts the distance to them; of a rate they are not known."""
+    commanded = np.array(config.commanded)
+    is_delta = np.array(config.delta_mask)[commanded]
+    is_rate = np.array([joint.name in config.rates for joint in action.joints])
+    like_state, like_action = state.expected[commanded], action.expected
+    std = np.where(is_delta, like_state.std, like_action.std)
+    return Spread(np.where(is_delta, like_state.mean, like_action.mean), np.where(is_delta & is_rate, 0.0, std))
 
 
 def _ranges(numbers: Numbers, found: Match | None = None) -> list[Finding]:
