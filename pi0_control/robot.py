@@ -4,6 +4,7 @@ Everything that depends on the number of joints asks ``len(spec.joints)``; anoth
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -138,7 +139,7 @@ class RobotSpec:
         """
         bundled = {file.stem: file for file in sorted(ROBOTS_DIR.glob("*.yaml"))}
         file = bundled.get(str(path), Path(path))
-        if not file.is_file():
+        if not os.path.isfile(file):  # the pathlib way raises where a name is too long
             raise ConfigError(f"No robot file {str(path)!r}; give a YAML file or one of {sorted(bundled)}.")
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """Safetensors files: their headers, their tensors one at a time. Nothing is unpickled."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ class SafetensorsFile(Reader):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if not os.path.isfile(path):  # the pathlib way raises where a name is too long
             raise CheckpointError(f"There is no weight file {path}.")
         shapes, dtypes = {}, {}
         try:
