@@ -138,15 +138,7 @@ class EnvironmentMapping:
         Raises:
             ObservationError: a key is missing, or an entry is not as the observation space says.
         """
-        state = self._state(observation)
-        pictures = {name: picture for name, picture in self.layout.pictures.items() if picture is not None}
-        images = {name: _image(_get(observation, picture.key), name, picture) for name, picture in pictures.items()}
-        prompt: Any = self.layout.prompt
-        if self.layout.prompt_key is not None:
-            prompt = _get(observation, self.layout.prompt_key)
-        elif state.ndim > 1:
-            prompt = [prompt] * len(state)
-        return {"images": images, "state": state, "prompt": prompt}
+        return read_layout(observation, self.layout, self.robot)
 
     def action(self, positions: ArrayLike) -> Any:
         """The environment's action for joint targets [D] or [N, D]: an array, or a dict of them if its space is one."""
@@ -159,25 +151,8 @@ class EnvironmentMapping:
         is_rate = [name in self.layout.rates for name in self.robot.joint_names]
         return np.where(is_rate, np.float32(0), np.asarray(state, np.float32))
 
-    def _state(self, observation: Any) -> NDArray[np.float32]:
-        columns: dict[str, NDArray[np.float64]] = {}
-        for entries in self.layout.state:
-            values = _get(observation, entries.key)
-            try:
-                converted = entries.conversion.to_robot(np.asarray(values, np.float64))
-                columns |= {name: converted[..., i] for i, name in enumerate(entries.joints) if name is not None}
-            except (IndexError, TypeError, ValueError) as error:
-                raise ObservationError(
-                    f"Entry {entries.key!r} of the observation is {values!r}; expected numbers for "
-                    f"{list(entries.joints)}."
-                ) from error
-        return np.stack([columns[name] for name in self.robot.joint_names], axis=-1).astype(np.float32)
-
     def _vector(self, entries: Entries, targets: NDArray[np.float64]) -> NDArray[Any]:
-        names = self.robot.joint_names
-        padded = np.concatenate([targets, np.zeros((*targets.shape[:-1], 1))], axis=-1)
-        columns = [names.index(name) if name is not None else len(names) for name in entries.joints]
-        values = entries.conversion.to_environment(padded[..., columns])
+        values = write_entries(targets, entries, self.robot)
         space = _find(self.action_space, entries.key)
         if self.layout.is_clipped:
             values = np.clip(values, space.low, space.high)
@@ -260,6 +235,43 @@ class EnvironmentMapping:
             is_position = name is not None and name not in self.layout.rates
             if is_position and not low - 1e-6 <= value <= high + 1e-6:
                 yield f"joint {name!r} rests at {value:.4g}, expected within the action space's [{low:.4g}, {high:.4g}]"
+
+
+def read_layout(observation: Any, layout: Layout, robot: RobotSpec, may_lack_images: bool = False) -> dict[str, Any]:
+    """What :meth:`EnvironmentMapping.observation` does; with ``may_lack_images`` missing ones are left out."""
+    state = _state(observation, layout, robot)
+    pictures = {name: picture for name, picture in layout.pictures.items() if picture is not None}
+    if may_lack_images:
+        pictures = {name: each for name, each in pictures.items() if _find(observation, each.key) is not None}
+    images = {name: _image(_get(observation, picture.key), name, picture) for name, picture in pictures.items()}
+    prompt: Any = layout.prompt
+    if layout.prompt_key is not None:
+        prompt = _get(observation, layout.prompt_key)
+    elif state.ndim > 1:
+        prompt = [prompt] * len(state)
+    return {"images": images, "state": state, "prompt": prompt}
+
+
+def write_entries(targets: NDArray[np.float64], entries: Entries, robot: RobotSpec) -> NDArray[np.float64]:
+    """The entries of an action for commands [..., D] of the robot, in the environment's units; nothing is clipped."""
+    names = robot.joint_names
+    padded = np.concatenate([targets, np.zeros((*targets.shape[:-1], 1))], axis=-1)
+    columns = [names.index(name) if name is not None else len(names) for name in entries.joints]
+    return entries.conversion.to_environment(padded[..., columns])
+
+
+def _state(observation: Any, layout: Layout, robot: RobotSpec) -> NDArray[np.float32]:
+    columns: dict[str, NDArray[np.float64]] = {}
+    for entries in layout.state:
+        values = _get(observation, entries.key)
+        try:
+            converted = entries.conversion.to_robot(np.asarray(values, np.float64))
+            columns |= {name: converted[..., i] for i, name in enumerate(entries.joints) if name is not None}
+        except (IndexError, TypeError, ValueError) as error:
+            raise ObservationError(
+                f"Entry {entries.key!r} of the observation is {values!r}; expected numbers for {list(entries.joints)}."
+            ) from error
+    return np.stack([columns[name] for name in robot.joint_names], axis=-1).astype(np.float32)
 
 
 def _find(tree: Any, path: str) -> Any:
