@@ -10,12 +10,12 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(file.relative_to(ROOT) for folder in ("pi0_control", "sims") for file in (ROOT / folder).rglob("*.py"))
 
 FLOORS = {"types": 0, "errors": 0, "files": 0, "robot": 0, "model": 1, "policy": 2, "control": 3, "doctor": 3}
-DOOR = 4  # serving, ros, train, sims: they do not know each other
+DOOR = 4  # serving, ros, train, sims, bench: they do not know each other
 COMPOSERS = ("pi0_control/__init__.py", "pi0_control/__main__.py", "pi0_control/cli/")  # may open every door
 ROS = "rclpy builtin_interfaces diagnostic_msgs geometry_msgs lifecycle_msgs rcl_interfaces rosgraph_msgs sensor_msgs"
 ROS += " std_msgs std_srvs trajectory_msgs"
 ROOMS = {
-    "torch": ("pi0_control/model/", "pi0_control/policy/", "pi0_control/train/"),
+    "torch": ("pi0_control/model/", "pi0_control/policy/", "pi0_control/train/", "pi0_control/bench/"),
     "gymnasium": ("pi0_control/control/agent.py", "pi0_control/control/mapping.py", "sims/"),
     "mujoco": ("sims/",),
     **dict.fromkeys(ROS.split(), ("pi0_control/ros/",)),

@@ -1,0 +1,126 @@
+"""One benchmark: ours, a peer if asked for, and the machine, as one JSON document."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pi0_control.bench import peers
+from pi0_control.bench.measure import Call, Samples, VisionClock, interleave, memory_gb, roofline
+from pi0_control.bench.workload import DTYPES, Workload
+from pi0_control.model.fast import FastSampler
+from pi0_control.model.pi0 import ModelInputs, Pi0
+from pi0_control.model.sampler import sample_actions
+
+
+@torch.no_grad()
+def benchmark(workload: Workload, calls: int, peer: str | None = None, plain: bool = False) -> dict[str, Any]:
+    """Measure a workload.
+
+    Args:
+        workload: what to compute.
+        calls: synchronised calls of each contender after one to warm up; with several they take turns, A B B A.
+        peer: ``openpi``, on views of the same weights, with the same noise and inputs: once padded, as it always
+            runs, and once given the valid tokens only.
+        plain: also the plain sampler, :func:`sample_actions`.
+
+    Raises:
+        ConfigError: the peer is not installed or has no such model.
+    """
+    model, device = workload.model(), torch.device(workload.device)
+    inputs, noise = workload.inputs()
+    limits = roofline(device, DTYPES[workload.dtype])
+    with VisionClock(model) as clock:
+        contenders = {"ours": _ours(model, workload, inputs, noise, clock)}
+        if plain:
+            there = inputs.to(device)
+            contenders["plain"] = lambda stages: sample_actions(model, there, noise, workload.steps, timing=stages)
+        if peer is not None:
+            contenders |= _openpi(model, workload, inputs, noise)
+        samples = interleave(contenders, calls, device)
+    return {
+        "workload": asdict(workload) | {"prompt_tokens": workload.valid_tokens, "horizon": model.config.action_horizon},
+        "machine": _machine(device) | limits,
+        "memory_gb": memory_gb(device),
+        "runs": {name: each.summary() for name, each in samples.items()},
+        "achieved": _achieved(workload, samples["ours"], limits),
+        "against_ours": _compare(samples),
+    }
+
+
+def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, clock: VisionClock) -> Call:
+    sampler = FastSampler(model, workload.steps)
+
+    def call(stages: dict[str, float]) -> Tensor:
+        clock.take()  # what the encoder did for others
+        actions = sampler(inputs, noise, timing=stages)
+        stages["vision_ms"] = clock.take()
+        stages["prefill_ms"] = stages.pop("prefix_ms") - stages["vision_ms"]
+        return actions
+
+    return call
+
+
+def _openpi(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
+    sample = peers.openpi(model, workload.steps)
+    padded, there = inputs.to(model.device), noise.to(model.device)
+    length = workload.valid_tokens
+    valid = replace(padded, tokens=padded.tokens[:, :length], token_mask=padded.token_mask[:, :length])
+    return {
+        "openpi": lambda stages: sample(padded, there),
+        "openpi, valid tokens only": lambda stages: sample(valid, there),
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+    }
+
+
+def _achieved(workload: Workload, ours: Samples, limits: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """By stage, in its fastest call: work, rates, and the share of the time that the machine's limits explain."""
+    achieved = {}
+    for stage, (flop, read) in workload.work.items():
+        seconds = min(ours.stages_ms[stage]) / 1000
+        floor = max(flop / limits["flops"], read / limits["bytes_per_s"])
+        achieved[stage] = {
+            "flop": flop,
+            "bytes": read,
+            "flops": flop / seconds,
+            "bytes_per_s": read / seconds,
+            "floor_ms": 1000 * floor,
+            "of_roofline": floor / seconds,
+        }
+    return achieved
+
+
+def _compare(samples: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
+    """Each other contender: its times over ours (medians), and the difference of its actions from ours."""
+    ours = samples["ours"]
+    compared = {}
+    for name, other in samples.items():
+        if name == "ours" or other.actions is None or ours.actions is None:
+            continue
+        difference = other.actions - ours.actions
+        mine, theirs = ours.summary(), other.summary()
+        compared[name] = {
+            **{f"ratio_{key}": _median(theirs, key) / _median(mine, key) for key in ("total_ms", "cpu_ms")},
+            "difference_max": float(difference.abs().max()),
+            "difference_rms": float(difference.square().mean().sqrt()),
+            "actions_std": float(ours.actions.std()),
+        }
+    return compared
+
+
+def _median(summary: Any, key: str) -> float:
+    return float(summary[key]["median"])

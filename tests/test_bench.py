@@ -1,0 +1,114 @@
+"""``pi0 bench``: what it computes, how it counts, and what it writes; times are never asserted."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pi0_control.bench import peers
+from pi0_control.bench.benchmark import benchmark
+from pi0_control.bench.chart import chart
+from pi0_control.bench.measure import Samples, interleave
+from pi0_control.bench.workload import Workload
+from pi0_control.cli.bench import bench
+from pi0_control.errors import ConfigError
+from pi0_control.model.config import Pi0Config
+from pi0_control.model.fast import FastSampler
+from pi0_control.model.pi0 import Pi0
+
+
+def test_the_work_is_what_is_computed() -> None:
+    workload = Workload("mini", views=2, prompt_tokens=5, steps=3)
+    (inputs, noise), sampler = workload.inputs(), FastSampler(workload.model(), 3)
+    sampler(inputs, noise)  # makes the tables
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the only one that is counted
+        sampler(inputs, noise)
+    convolutions = ((3, 32, 5, 32), (32, 64, 3, 16), (64, 96, 3, 8), (96, 192, 2, 4))  # not in a patch stem
+    stem = sum(before * after * kernel**2 * places**2 for before, after, kernel, places in convolutions) * 2 * 2
+    counted = sum(flop for flop, _ in workload.work.values()) + stem
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_work_of_the_public_models_is_the_papers() -> None:
+    work = Workload("pi05", 3, 60, dtype="bfloat16").work
+    assert work["vision"][0] == pytest.approx(661e9, rel=0.05)
+    assert work["denoise"][1] == pytest.approx(10 * 0.64e9, rel=0.05)
+    assert Workload("pi0", 3, 48, dtype="bfloat16").work["prefill"][0] == pytest.approx(3149e9, rel=0.02)
+    assert Workload("pi05", 3, 200, dtype="bfloat16").work["prefill"][0] == pytest.approx(3756e9, rel=0.02)
+
+
+def test_contenders_take_turns() -> None:
+    order: list[str] = []
+
+    def call(name: str):
+        return lambda stages: order.append(name) or torch.zeros(1)
+
+    samples = interleave({"a": call("a"), "b": call("b")}, 3, torch.device("cpu"))
+    assert "".join(order) == "ab" + "abbaab"
+    assert [len(each.total_ms) for each in samples.values()] == [3, 3]
+    assert set(Samples([1.0, 2.0], [1.0, 2.0]).summary()["total_ms"]) == {"min", "median", "p95", "p99"}
+
+
+def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench("mini", calls=2, plain=True, steps=2, out=tmp_path)
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["runs"]["ours"]["calls"] == 2
+    assert set(result["runs"]["ours"]["stages_ms"]) == set(result["achieved"]) == {"vision", "prefill", "denoise"}
+    assert result["against_ours"]["plain"]["difference_max"] < 1e-4
+    assert ElementTree.parse(tmp_path / "bench.svg").getroot().tag.endswith("svg")
+    assert chart(result) == (tmp_path / "bench.svg").read_text()
+    assert "plain" in capsys.readouterr().out
+
+
+def test_sizes_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigError, match="views is 4; expected 1 to 3"):
+        Workload("pi0", views=4)
+    with pytest.raises(ConfigError, match="prompt_tokens is 49; expected 1 to 48"):
+        Workload("pi0", prompt_tokens=49)
+    with pytest.raises(ConfigError, match="--calls is 0"):
+        bench(calls=0)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpi", None)
+    with pytest.raises(ConfigError, match="openpi cannot be imported"):
+        benchmark(Workload("mini"), 1, peer="openpi")
+
+
+class Twin(nn.Module):
+    """Has openpi's names and answers with one of our weights."""
+
+    def __init__(self, settings: SimpleNamespace) -> None:
+        super().__init__()
+        self.settings = settings
+        self.action_in_proj = nn.Linear(settings.action_dim, 24)
+        self.register_buffer("kept", torch.ones(3))
+
+    def sample_actions(self, device: torch.device, observation: SimpleNamespace, noise: torch.Tensor, num_steps: int):
+        assert set(observation.images) == set(peers.CAMERAS)
+        return noise * num_steps * self.kept.sum()
+
+
+def test_a_peer_has_our_tensors_and_its_own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"prefix_width": 32, "prefix_mlp_dim": 48, "action_width": 24, "action_mlp_dim": 40, "depth": 1}
+    vision = Pi0Config.preset("pi0").vision
+    tiny = {"image_size": 28, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
+    model = Pi0(Pi0Config(vision=type(vision)(**tiny), vocab_size=50, num_heads=2, head_dim=8, **sizes))
+    built: list[Twin] = []
+    package = ModuleType("openpi.models_pytorch.pi0_pytorch")
+    package.PI0Pytorch = lambda settings: built.append(Twin(settings)) or built[0]  # type: ignore[attr-defined]
+    for name in ("openpi", "openpi.models_pytorch"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    sample = peers.openpi(model, 2)
+    assert built[0].action_in_proj.weight.data_ptr() == model.action_in_proj.weight.data_ptr()
+    assert built[0].settings.dtype == "float32"
+    inputs, noise = Workload("mini").inputs()
+    assert torch.equal(sample(inputs, noise), 6 * noise)
