@@ -75,6 +75,16 @@ def test_a_pause_of_the_commands_begins_another_episode(tmp_path: Path) -> None:
     assert recording.episode.tolist() == [0] * 5 + [1] * 4
 
 
+@pytest.mark.parametrize(("every_ms", "rate_hz"), [(10, 20), (25, 20), (40, 25), (100, 10)])
+def test_commands_may_be_interpolated_by_a_whole_number(tmp_path: Path, every_ms: int, rate_hz: float) -> None:
+    commands = [joints(START + every_ms * MS * i, ("swing", "grip"), state) for i, state in enumerate(STATES)]
+    recording = read_bag(
+        write_bag(tmp_path / "bag", {"joint_states": states(), "c": commands}), ROBOT, {}, commands="c"
+    )
+    assert recording.rate_hz == pytest.approx(rate_hz)
+    np.testing.assert_allclose(recording.actions, STATES[:: round(1000 / rate_hz / every_ms)])
+
+
 def test_cameras_may_have_any_topic_and_bags_any_storage(tmp_path: Path) -> None:
     messages = {"/joint_states": states(), "/realsense/color": pictures(image)}
     path = write_bag(tmp_path / "bag", messages, StoragePlugin.SQLITE3)

@@ -18,6 +18,7 @@ from pi0_control.ros.reading import NS, joint_positions, rgb_image, to_ns
 
 MOMENTS = 30  # images per camera
 EPISODE_GAP = 5  # usual times between two commands, after which another episode begins
+WHOLE = 0.05  # how far from a whole number of commands per action
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
@@ -28,7 +29,7 @@ def read_bag(
     """Joint states, commands and some images of a rosbag.
 
     Where there are commands, a moment is a command with the newest joint state before it, and their rate is the
-    control rate; otherwise every joint state is a moment.
+    control rate, or N times as much where they were interpolated; otherwise every joint state is a moment.
 
     Args:
         path: of the folder of a rosbag2, or a file of one.
@@ -57,11 +58,11 @@ def _read(
     commanded = _find(bag, commands, (JOINT_STATE,))
     due, targets = _joints(bag, commanded, robot) if commanded else (times[:0], states[:0])
     is_after = due >= times[0]
-    due, targets = due[is_after], targets[is_after]
+    every = _interpolation(due[is_after], robot)
+    due, targets = due[is_after][::every], targets[is_after][::every]
     has_commands = len(due) > 1
-    moments = due if has_commands else times
-    steps = np.diff(moments)
-    usual = float(np.median(steps)) if len(steps) else 0.0
+    steps = np.diff(due if has_commands else times)
+    usual = _usual(steps)
     images: dict[str, list[NDArray[np.uint8]]] = {}
     for name in robot.cameras:
         topics = [cameras[name]] if name in cameras else [f"{name}/image_raw", f"{name}/image_raw/compressed"]
@@ -77,6 +78,18 @@ def _read(
         action_names=robot.joint_names,
         images=images,
     )
+
+
+def _usual(steps: NDArray[np.int64]) -> float:
+    """Usual time between two moments [ns]."""
+    return float(np.median(steps)) if len(steps) else float("nan")
+
+
+def _interpolation(due: NDArray[np.int64], robot: RobotSpec) -> int:
+    """Commands per action: N where they come N times as often as the robot's policies act, as policy_node can send."""
+    times = NS * robot.dt_s / _usual(np.diff(due)) if len(due) > 1 else 1.0
+    whole = max(1, round(times))
+    return whole if abs(times / whole - 1) < WHOLE else 1
 
 
 def _find(bag: AnyReader, topic: str, types: Sequence[str]) -> Connection | None:
