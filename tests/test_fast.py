@@ -77,6 +77,28 @@ def test_bfloat16_is_no_further_from_float32_than_openpis(name: str) -> None:
     assert relative_rms(ours, exact) < 1.1 * openpis  # one draw of roundings varies by a tenth
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_matrices_are_no_less_exact(name: str) -> None:
+    model, inputs, golden = jax_model(name)
+    noise, exact = torch.tensor(golden["noise"]), golden["sample_10"]
+    plain, packed = (FastSampler(model.cast(torch.bfloat16), 10, packs)(inputs, noise) for packs in (False, True))
+    assert relative_rms(packed, plain) < 0.02
+    assert relative_rms(packed, exact) < 1.1 * relative_rms(plain, exact)
+
+
+def test_packed_copies_follow_the_weights() -> None:
+    model, inputs = make_model().cast(torch.bfloat16), make_inputs()
+    sampler, noise = FastSampler(model, 2, packs=True), make_flow()[1]
+    before = sampler(inputs, noise)
+    with torch.no_grad():
+        model.suffix_layers[0].qkv.weight.neg_()
+    assert not torch.equal(sampler(inputs, noise), before)
+    torch.testing.assert_close(sampler(inputs, noise), FastSampler(model, 2)(inputs, noise), atol=0.1, rtol=0.1)
+    model.float()  # nothing to pack in float32
+    torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("config", [TINY, TINY_PI05])
 def test_changed_weights_are_noticed(config: Pi0Config) -> None:
     model, inputs, (_, noise, _) = make_model(config), make_inputs(config), make_flow(config)

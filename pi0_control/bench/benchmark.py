@@ -53,7 +53,7 @@ def benchmark(workload: Workload, calls: int, peer: str | None = None, plain: bo
 
 
 def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, clock: VisionClock) -> Call:
-    sampler = FastSampler(model, workload.steps)
+    sampler = FastSampler(model, workload.steps, packs=True)
 
     def call(stages: dict[str, float]) -> Tensor:
         clock.take()  # what the encoder did for others

@@ -168,9 +168,12 @@ class GemmaLayer(nn.Module):
         """Second half: output projection, residual, MLP. attended [B, T, heads * head_dim] -> [B, T, width]."""
         x = add_gated(x, self.out(attended), gate)
         y, gate = self.norm2(x, cond)
-        y_gate, y_up = self.gate_up(y).chunk(2, dim=-1)
-        branch = self.down(F.gelu(y_gate, approximate="tanh") * y_up)
-        return add_gated(x, branch, self._gate("mlp_scale", gate, cond))
+        return add_gated(x, self.mlp(y), self._gate("mlp_scale", gate, cond))
+
+    def mlp(self, y: Tensor) -> Tensor:
+        """The gated MLP, [B, T, width] -> [B, T, width]."""
+        gate, up = self.gate_up(y).chunk(2, dim=-1)
+        return self.down(F.gelu(gate, approximate="tanh") * up)
 
     def _gate(self, scale: str, from_norm: Tensor | None, cond: Tensor | None) -> Tensor | None:
         if self.residual_gate == "layerscale":
