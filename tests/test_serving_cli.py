@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from serving_parts import ARM6, LIMIT_S, observe
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from pi0_control import cli
-from pi0_control.errors import RemoteError
+from pi0_control.errors import ConfigError, RemoteError
 from pi0_control.serving import RemotePolicy
+from pi0_control.serving.codec import pack, unpack
 
 START_S = 300.0  # of a fresh process on a busy machine
 
@@ -39,6 +41,22 @@ def pi0_serve(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_client_that_names_things_as_openpi_s_does_is_understood() -> None:
+    with pi0_serve("--robot", "libero", "--layout", "libero", "--prompt", "open the drawer") as (_, url):
+        with connect(url, proxy=None) as client:
+            assert unpack(client.recv(LIMIT_S)) == {}  # another's client is not told of our own
+            message = {"observation/state": np.arange(8.0), "observation/image": np.zeros((8, 8, 3), np.uint8)}
+            client.send(pack(message))
+            reply = client.recv(LIMIT_S)
+            assert isinstance(reply, bytes)
+            assert unpack(reply)["actions"][0].tolist() == [*range(7)]
+            client.send(pack({**message, "observation/image": np.zeros(8)}))
+            refusal = "ObservationError: Image 'agentview' has shape [8] of float64; expected an RGB image."
+            assert client.recv(LIMIT_S) == refusal
+        with pytest.raises(ConfigError, match="does not tell its robot and horizon"):
+            RemotePolicy(url, connect_s=LIMIT_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

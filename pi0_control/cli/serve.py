@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +13,7 @@ import tyro
 
 if TYPE_CHECKING:
     from pi0_control.policy import Policy
-    from pi0_control.serving import ServerConfig
+    from pi0_control.serving import PolicyServer, ServerConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -23,7 +23,11 @@ class ServeOptions:
     """What ``pi0 serve`` can be told; an API key comes from the environment, PI0_API_KEY.
 
     Attributes:
-        policy: mini (bundled), hold (stays where it is), or a policy directory.
+        policy: mini (bundled), hold (stays where it is), or a policy directory of ours, openpi's or LeRobot's.
+        policy_config: what a public checkpoint does not tell: a preset such as pi05_droid, or a file.
+        asset: whose statistics, where an openpi checkpoint has those of several robots.
+        tokenizer: SentencePiece file, where none lies in or beside the policy.
+        layout: what clients call things: aloha, droid, droid_joint_position, libero or ur5 (openpi's), or a YAML file.
         host: where to listen; 0.0.0.0 for every network.
         port: 0 takes a free one.
         robot: a robot file, or the name of a bundled one; the policy's own if not given.
@@ -39,6 +43,10 @@ class ServeOptions:
     """
 
     policy: str = "mini"
+    policy_config: str | None = None
+    asset: str | None = None
+    tokenizer: Path | None = None
+    layout: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     robot: str | None = None
@@ -76,32 +84,46 @@ def serve(options: Annotated[ServeOptions, tyro.conf.arg(name="")]) -> None:
             f"pi0: anyone who reaches {config.host} may use this policy; {API_KEY_VARIABLE} asks for a key.",
             file=sys.stderr,
         )
-    if not asyncio.run(_serve(_policy(options), config, options.policy)):
+    if not asyncio.run(_serve(_policy(options), config, options)):
         os._exit(1)  # a stuck inference cannot be ended otherwise
 
 
 def _policy(options: ServeOptions) -> "Policy":
-    from pi0_control.policy import HoldPolicy, Pi0Policy, RtcConfig
+    from pi0_control.policy import RtcConfig, load_policy
     from pi0_control.robot import RobotSpec
 
     robot = RobotSpec.from_yaml(options.robot) if options.robot else None
-    if options.policy == "hold":
-        return HoldPolicy(robot or RobotSpec.from_yaml("arm6"))
-    return Pi0Policy.from_pretrained(options.policy, options.device, options.dtype, robot, RtcConfig(options.rtc))
+    known = (options.policy_config, options.asset, options.tokenizer)
+    return load_policy(options.policy, robot, options.device, options.dtype, RtcConfig(options.rtc), *known)
 
 
-async def _serve(policy: "Policy", config: "ServerConfig", name: str) -> bool:
-    """Until a signal comes; whether all requests were answered then."""
+def _server(policy: "Policy", config: "ServerConfig", layout: str | None) -> "PolicyServer":
+    from pi0_control.control.dialect import Dialect
+    from pi0_control.control.layout_file import find_layout
     from pi0_control.serving import PolicyServer
+    from pi0_control.serving.messages import read_observation, write_chunk
 
+    if layout is None:
+        return PolicyServer(policy, config)
+    dialect = Dialect(find_layout(layout), policy.robot)
+    return PolicyServer(
+        policy,
+        config,
+        read=lambda message: read_observation(dialect.read(message)),
+        write=lambda chunk: write_chunk(replace(chunk, actions=dialect.actions(chunk.actions))),
+    )
+
+
+async def _serve(policy: "Policy", config: "ServerConfig", options: ServeOptions) -> bool:
+    """Until a signal comes; whether all requests were answered then."""
     stop = asyncio.Event()
-    async with PolicyServer(policy, config) as server:
+    async with _server(policy, config, options.layout) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         scheme, host = "wss" if config.tls_cert else "ws", f"[{config.host}]" if ":" in config.host else config.host
         print(
-            f"Serving {name} at {scheme}://{host}:{server.port}: robot {policy.robot.name}, chunks of {policy.horizon} "
-            f"actions, {policy.execution_horizon} of them to play. Ctrl-C ends it.",
+            f"Serving {options.policy} at {scheme}://{host}:{server.port}: robot {policy.robot.name}, chunks of "
+            f"{policy.horizon} actions, {policy.execution_horizon} of them to play. Ctrl-C ends it.",
             flush=True,
         )
         await stop.wait()

@@ -102,6 +102,11 @@ class RemotePolicy:
         """How many of them to play before the next chunk."""
         return self._policy.execution_horizon
 
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """Joints whose actions are velocities or steps, 0 to stand still, and no positions; a server of ours tells."""
+        return self._policy.rates
+
     def check(self, observation: Observation) -> None:
         """Raise ObservationError if the policy must not act upon the observation; asks nobody."""
         check_observation(observation, self.robot, self._policy.required_cameras, self.robot.cameras)

@@ -24,6 +24,7 @@ API_KEY_VARIABLE = "PI0_API_KEY"
 
 ReadObservation = Callable[[Mapping[str, Any]], Observation]
 WriteObservation = Callable[[Observation], dict[str, Any]]
+WriteChunk = Callable[[ActionChunk], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Announcement:
     """What a server tells of its policy.
 
     Attributes:
-        robot, horizon, execution_horizon: as of the policy.
+        robot, horizon, execution_horizon, rates: as of the policy.
         required_cameras: cameras every observation must have.
         image_size: side of the square into which the policy fits every image as ``resize_with_pad`` does [pixels];
             None if images are used otherwise.
@@ -44,6 +45,7 @@ class Announcement:
     required_cameras: tuple[str, ...] = ()
     image_size: int | None = None
     max_frame_bytes: int | None = None
+    rates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         horizon, played = self.horizon, self.execution_horizon
@@ -64,11 +66,13 @@ class Announcement:
             () if config is None else config.required_cameras,
             config.model.vision.image_size if config is not None and config.resize == "pad_antialias" else None,
             max_frame_bytes,
+            policy.rates,
         )
 
     def to_message(self) -> dict[str, Any]:
         """Plain values, the inverse of :meth:`from_message`."""
-        values = {**vars(self), "robot": self.robot.to_dict(), "required_cameras": list(self.required_cameras)}
+        lists = {name: list(getattr(self, name)) for name in ("required_cameras", "rates")}
+        values = {**vars(self), "robot": self.robot.to_dict(), **lists}
         return {OURS: {"protocol_version": PROTOCOL_VERSION, **values}}
 
     @classmethod
@@ -89,7 +93,8 @@ class Announcement:
             )
         try:
             robot = RobotSpec.from_dict(values.pop("robot"), "the server's robot")
-            announcement = cls(robot, **{**values, "required_cameras": tuple(values["required_cameras"])})
+            tuples = {name: tuple(values[name]) for name in ("required_cameras", "rates")}
+            announcement = cls(robot, **{**values, **tuples})
         except (ConfigError, KeyError, TypeError) as error:
             raise RemoteError(f"What the server tells of its policy cannot be used: {error}.") from error
         return announcement

@@ -24,7 +24,14 @@ from websockets.http11 import Response
 from pi0_control.errors import ConfigError, FrameError, ObservationError, Pi0Error
 from pi0_control.policy import Policy
 from pi0_control.serving.codec import pack, unpack
-from pi0_control.serving.messages import Announcement, ReadObservation, read_observation, read_request, write_chunk
+from pi0_control.serving.messages import (
+    Announcement,
+    ReadObservation,
+    WriteChunk,
+    read_observation,
+    read_request,
+    write_chunk,
+)
 from pi0_control.serving.metrics import CONTENT_TYPE, Metrics
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
@@ -102,7 +109,9 @@ class PolicyServer:
         policy: what to serve; nobody else may use it meanwhile.
         config: how.
         metadata: what openpi's clients may want to know beside our own key, such as ``reset_pose``.
-        read: from messages to observations, for clients that name things differently.
+        read: from messages to observations, for clients that name things differently; they are not told of our own
+            key then.
+        write: from chunks to replies, likewise.
 
     Raises:
         ConfigError: the TLS files cannot be used.
@@ -114,11 +123,14 @@ class PolicyServer:
         config: ServerConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
         read: ReadObservation = read_observation,
+        write: WriteChunk = write_chunk,
     ) -> None:
         self.config = config or ServerConfig()
         self.metrics = Metrics()
-        self._policy, self._read = policy, read
-        self._greeting = pack({**(metadata or {}), **Announcement.of(policy, self.config.max_frame_bytes).to_message()})
+        self._policy, self._read, self._write = policy, read, write
+        is_ours = read is read_observation and write is write_chunk
+        own = Announcement.of(policy, self.config.max_frame_bytes).to_message() if is_ours else {}
+        self._greeting = pack({**(metadata or {}), **own})
         self._tls = self.config.tls()
         self._worker = ThreadPoolExecutor(1, "policy")
         self._busy: set[ServerConnection] = set()
@@ -291,7 +303,7 @@ class PolicyServer:
             gone.cancel()
         self.metrics.inference.observe(infer_s)
         queue_s = time.perf_counter() - arrived_s - infer_s
-        return {**write_chunk(chunk), "server_timing": {"infer_ms": 1000 * infer_s, "queue_ms": 1000 * queue_s}}
+        return {**self._write(chunk), "server_timing": {"infer_ms": 1000 * infer_s, "queue_ms": 1000 * queue_s}}
 
     # in the worker
 
