@@ -66,6 +66,8 @@ class PolicyShape:
 class EpisodePolicy:
     """A policy as one episode knows it: its noise follows from the episode's seed, whoever else is inferred with it."""
 
+    rates: tuple[str, ...] = ()
+
     def __init__(self, robot: RobotSpec, shape: PolicyShape, ask: Ask) -> None:
         self.robot = robot
         self.horizon, self.execution_horizon = shape.horizon, shape.execution_horizon

@@ -12,19 +12,25 @@ from swaying_policy import ARM6
 
 from pi0_control.control import ChunkingConfig
 from pi0_control.ros.outputs import Output
-from pi0_control.ros.parameters import OutputKind
+from pi0_control.ros.parameters import TABLE, Grippers, NodeConfig, OutputKind
 from pi0_control.ros.reading import NS, to_ns
+
+DEFAULTS = {name: entry.default for name, entry in TABLE.items()}
+
+
+class Node:
+    """Makes recorders for publishers."""
+
+    def create_lifecycle_publisher(self, kind: type, topic: str, qos: Any, **options: Any) -> "Recorder":
+        return Recorder(kind, topic)
 
 
 class Recorder:
-    """Stands for the node and for its publisher."""
+    """Stands for a publisher."""
 
-    def __init__(self) -> None:
-        self.messages: list[Any] = []
-
-    def create_lifecycle_publisher(self, kind: type, topic: str, qos: Any, **options: Any) -> "Recorder":
+    def __init__(self, kind: type, topic: str) -> None:
         self.kind, self.topic = kind, topic
-        return self
+        self.messages: list[Any] = []
 
     def publish(self, message: Any) -> None:
         assert isinstance(message, self.kind)
@@ -51,15 +57,17 @@ class TrajectoryController:
         return np.array([np.interp(now_ns, self.times_ns, column) for column in self.points.T])
 
 
-def flown(kind: OutputKind, flight: Flight) -> tuple[Recorder, Output]:
-    recorder = Recorder()
-    return recorder, Output(recorder, kind, ARM6)  # type: ignore[arg-type]
+def flown(kind: OutputKind, grippers: Grippers = "with_arm") -> tuple[Any, ...]:
+    """The recorders and the output."""
+    config = NodeConfig.from_values(DEFAULTS | {"output": kind, "grippers": grippers})
+    output = Output(Node(), config, ARM6)  # type: ignore[arg-type]
+    return *output.publishers, output
 
 
 def test_streamed_commands_have_the_robots_order_and_the_time() -> None:
     flight = Flight()
     flight.pilot.enable()
-    (states, state_output), (arrays, array_output) = flown("joint_state", flight), flown("positions", flight)
+    (states, state_output), (arrays, array_output) = flown("joint_state"), flown("positions")
     for _ in range(30):
         command = flight.step()
         assert command is not None
@@ -73,10 +81,32 @@ def test_streamed_commands_have_the_robots_order_and_the_time() -> None:
     assert [np.float32(message.data).tolist() for message in arrays.messages] == expected
 
 
+@pytest.mark.parametrize("kind", ["joint_state", "positions", "trajectory"])
+def test_grippers_may_be_apart(kind: OutputKind) -> None:
+    flight = Flight()
+    flight.pilot.enable()
+    arm, gripper, output = flown(kind, "apart")
+    for _ in range(30):
+        output.send(flight.pilot, flight.step(), flight.clock_ns)
+    (index,) = np.flatnonzero(ARM6.gripper_mask)
+    expected = np.array([command.positions for command in flight.commands])
+    assert gripper.topic == "gripper_commands"
+    assert np.array_equal([message.data for message in gripper.messages], expected[:, [index]])
+    message = arm.messages[-1]
+    names = [name for name in ARM6.joint_names if name != ARM6.joint_names[index]]
+    if kind == "trajectory":
+        assert list(message.joint_names) == names
+        assert len(message.points[-1].positions) == len(message.points[-1].velocities) == 6
+        return
+    sent = message.position if kind == "joint_state" else message.data
+    assert np.array_equal(np.float32(sent), np.delete(expected[-1], index))
+    assert kind == "positions" or list(message.name) == names
+
+
 @pytest.mark.parametrize("strategy", ["sync", "async", "ensemble"])
 def test_trajectories_lead_where_streamed_commands_would(strategy: Any) -> None:
     flight = Flight(chunking=ChunkingConfig(strategy))
-    recorder, output = flown("trajectory", flight)
+    recorder, output = flown("trajectory")
     controller = TrajectoryController()
     flight.pilot.enable()
     wanted, went = [], []
@@ -104,7 +134,7 @@ def test_trajectories_lead_where_streamed_commands_would(strategy: Any) -> None:
 
 def test_a_trajectory_is_stamped_as_the_observation_it_came_from() -> None:
     flight = Flight()
-    recorder, output = flown("trajectory", flight)
+    recorder, output = flown("trajectory")
     flight.pilot.enable()
     flight.step(10)
     flight.worker.is_fast = False

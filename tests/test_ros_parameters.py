@@ -71,6 +71,7 @@ def test_cameras_are_in_the_robots_order() -> None:
         ({"safety__camera_ages_s": "base_0_rgb"}, "safety.camera_ages_s is 'base_0_rgb'; expected such as"),
         ({"safety__camera_ages_s": "base_0_rgb=0"}, r"Parameters safety.\*: camera_ages_s\['base_0_rgb'\] is 0.0"),
         ({"lock_step": True, "output": "positions"}, "output is 'positions'; expected 'joint_state' with lock_step"),
+        ({"lock_step": True, "grippers": "apart"}, "grippers is 'apart'; expected 'with_arm' with lock_step"),
         ({"lock_step": True, "chunking__interpolation": 2}, "chunking.interpolation is 2; expected 1 with lock_step"),
     ],
 )

@@ -1,9 +1,11 @@
 """The managed node in a process of its own: life cycle, services, parameters, outputs, diagnostics."""
 
+import re
 import signal
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from swaying_policy import ARM6, SwayingPolicy
 
 from pi0_control.ros.parameters import TABLE, NodeConfig
 from pi0_control.ros.policy_node import PolicyNode
+from pi0_control.types import ActionChunk, Observation
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,30 @@ def test_cleaning_up_lets_go_of_the_policy() -> None:
         node.destroy_node()
 
 
-def test_a_configuration_that_fails_leaves_nothing() -> None:
+def test_real_time_chunking_is_warmed_up_as_it_will_be_used() -> None:
+    prefixes = list[Any]()
+
+    class RememberingPolicy(SwayingPolicy):
+        def infer(self, observation: Observation, **options: Any) -> ActionChunk:
+            prefixes.append(options.get("prefix"))
+            return super().infer(observation, **options)
+
+    with ros_context() as context:
+        rtc = Parameter("chunking.strategy", value="rtc")
+        node = PolicyNode(lambda config: RememberingPolicy(), context=context, parameter_overrides=[rtc])
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert [prefix is None for prefix in prefixes] == [True, False]
+        assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        node.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("rates", "cameras", "words"),
+    [((), "nose", r"cameras has \['nose'\]"), (("waist",), "", r"moves \['waist'\] by velocities or steps")],
+)
+def test_a_configuration_that_fails_says_why_and_leaves_nothing(
+    rates: tuple[str, ...], cameras: str, words: str
+) -> None:
     closed = list[str]()
 
     class ClosablePolicy(SwayingPolicy):
@@ -73,13 +99,14 @@ def test_a_configuration_that_fails_leaves_nothing() -> None:
 
     def load(config: NodeConfig) -> SwayingPolicy:
         policy = ClosablePolicy()
+        policy.rates = rates
         policies.append(weakref.ref(policy))
         return policy
 
     with ros_context() as context:
-        node = PolicyNode(load, context=context, parameter_overrides=[Parameter("cameras", value="nose")])
+        node = PolicyNode(load, context=context, parameter_overrides=[Parameter("cameras", value=cameras)])
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
-        assert "cameras has ['nose']" in str(node.error)
+        assert re.search(words, str(node.error))
         assert policies[0]() is None
         assert closed == ["policy"]
         node.destroy_node()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Twist, TwistStamped, Vector3
 from numpy.typing import ArrayLike, NDArray
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray, Header
@@ -34,6 +35,13 @@ def joint_state_message(positions: ArrayLike, names: Sequence[str], stamp_ns: in
 def positions_message(positions: ArrayLike) -> Float64MultiArray:
     """What ros2_controllers' forward_command_controller takes: positions [D] in the order of its joints."""
     return Float64MultiArray(data=_floats(positions))
+
+
+def twist_message(twist: ArrayLike, stamp_ns: int, frame_id: str) -> TwistStamped:
+    """What MoveIt Servo takes: linear and angular velocity [6] of the hand, in the frame."""
+    values = _floats(twist)
+    linear, angular = (Vector3(x=x, y=y, z=z) for x, y, z in (values[:3], values[3:]))
+    return TwistStamped(header=_header(stamp_ns, frame_id), twist=Twist(linear=linear, angular=angular))
 
 
 def trajectory_message(

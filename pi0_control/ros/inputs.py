@@ -5,8 +5,9 @@ ROS clock that stands still or jumps makes nothing look fresh. No clock is read 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from pi0_control.control import SafetyConfig
 from pi0_control.errors import ObservationError
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.reading import NS, image_format, joint_positions, rgb_image, to_ns
+from pi0_control.ros.reading import NS, hand_pose, image_format, joint_positions, rgb_image, to_ns
 from pi0_control.types import Observation
 
-STATE = "state"
+STATE, POSE = "state", "ee_pose"
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,32 @@ class Inputs:
         cameras: those that must be there.
         limits: the ages that are allowed.
         max_skew_s: how far apart the cameras' stamps may be.
+        pose_joints: those whose state is the pose of the hand, six; the others are looked for in joint states.
+        frame: in which that pose is; empty for any.
 
     Attributes:
-        streams: ``state`` and the cameras.
+        streams: ``state``, ``ee_pose`` where it is used, and the cameras.
         counts: messages that came, by stream.
     """
 
-    def __init__(self, robot: RobotSpec, cameras: Sequence[str], limits: SafetyConfig, max_skew_s: float) -> None:
-        self.streams = (STATE, *cameras)
+    def __init__(
+        self,
+        robot: RobotSpec,
+        cameras: Sequence[str],
+        limits: SafetyConfig,
+        max_skew_s: float,
+        pose_joints: Sequence[str] = (),
+        frame: str = "",
+    ) -> None:
+        others = [name for name in robot.joint_names if name not in pose_joints]
+        self._parts: dict[str, tuple[list[int], Callable[[Any], NDArray[np.float32]]]] = {
+            STATE: (_places(others, robot), partial(joint_positions, names=others))
+        }
+        if pose_joints:
+            self._parts[POSE] = (_places(pose_joints, robot), partial(hand_pose, frame=frame))
+        self.streams = (*self._parts, *cameras)
         self.counts: Counter[str] = Counter()
-        self._joints, self._limits, self._max_skew_s = robot.joint_names, limits, max_skew_s
+        self._joints, self._limits, self._max_skew_s = len(robot.joints), limits, max_skew_s
         self.clear("yet")
         self.accept_any_format()
 
@@ -118,13 +135,8 @@ class Inputs:
         """All streams now, on the steady clock [s]."""
         newest = dict(self._newest)
         troubles = {name: trouble for name in self.streams if (trouble := self._late(name, newest.get(name), now_s))}
-        images = {name: newest[name].message for name in self.streams[1:] if name in newest}
-        state = None
-        if STATE in newest:
-            try:
-                state = joint_positions(newest[STATE].message, self._joints)
-            except ObservationError as error:
-                troubles.setdefault(STATE, f"{STATE}: {error}")
+        images = {name: newest[name].message for name in self.streams if name in newest and name not in self._parts}
+        state = self._state(newest, troubles)
         for name, message in images.items():
             if name not in troubles and (trouble := self._odd(name, message)):
                 troubles[name] = trouble
@@ -133,10 +145,22 @@ class Inputs:
         ages_s = {name: received.age_s(now_s) for name, received in newest.items()}
         return Look(state, ages_s, troubles, newest[STATE].stamp_ns if STATE in newest else 0, images)
 
+    def _state(self, newest: Mapping[str, _Received], troubles: dict[str, str]) -> NDArray[np.float32] | None:
+        """The measured state, put together; what cannot be used goes to the troubles."""
+        state = np.full(self._joints, np.nan, np.float32)
+        for stream, (places, read) in self._parts.items():
+            if stream in newest:
+                try:
+                    state[places] = read(newest[stream].message)
+                except ObservationError as error:
+                    troubles.setdefault(stream, f"{stream}: {error}")
+        return state if np.isfinite(state).all() else None
+
     def _late(self, name: str, received: _Received | None, now_s: float) -> str:
         """What is wrong with the time of the newest of a stream."""
         limits = self._limits
-        limit_s = limits.camera_ages_s.get(name, limits.max_state_age_s if name == STATE else limits.max_camera_age_s)
+        limit_s = limits.max_state_age_s if name in self._parts else limits.max_camera_age_s
+        limit_s = limits.camera_ages_s.get(name, limit_s)
         if received is None:
             return f"nothing has come from {name} {self._since}"
         age_s, still_s = received.age_s(now_s), now_s - received.came_s
@@ -168,3 +192,7 @@ class Inputs:
         if skew_s <= self._max_skew_s:
             return ""
         return f"{oldest} is {skew_s:.2f} s behind the other cameras; the limit is {self._max_skew_s:g} s"
+
+
+def _places(names: Sequence[str], robot: RobotSpec) -> list[int]:
+    return [robot.joint_names.index(name) for name in names]

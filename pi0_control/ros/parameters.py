@@ -1,6 +1,6 @@
 """Parameters of the nodes, declared once; for the policy node, a frozen, checked configuration made from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -13,8 +13,10 @@ from pi0_control.control.chunking import OnNewPrompt, Strategy
 from pi0_control.errors import ConfigError
 from pi0_control.robot import RobotSpec
 
-OutputKind = Literal["joint_state", "positions", "trajectory"]
+OutputKind = Literal["joint_state", "positions", "trajectory", "twist"]
+Grippers = Literal["with_arm", "apart"]
 STEPS, SECONDS = (0, 1000), (0.0, 3600.0)
+TWIST = 6  # entries
 CAMERA_AGES = "safety.camera_ages_s"
 AT_SPEED = "in time at the velocity limit"
 
@@ -67,6 +69,9 @@ TABLE: dict[str, Entry] = {
     "prompt": Entry("", "the instruction; without one the arm holds", is_live=True),
     "seed": Entry(-1, "restarts the policy's noise at ~/reset; -1 lets it run on", (-1, 2**31 - 1), is_live=True),
     "output": Entry("joint_state", "what is published", choices=get_args(OutputKind)),
+    "grippers": Entry("with_arm", "apart: for a controller of their own, gripper_commands", choices=get_args(Grippers)),
+    "twist_frame": Entry("", "frame_id of twist_commands, in which ee_pose is too"),
+    "ee_pose_joints": Entry("", "six, separated by blanks, whose state is ee_pose: position [m], axis-angle [rad]"),
     "enabled": Entry(False, "whether the policy drives as soon as the node is active; else ~/enable says when"),
     "autostart": Entry(False, "configure and activate when the process starts"),
     "dry_run": Entry(False, "do everything but publish the commands"),
@@ -117,6 +122,9 @@ class NodeConfig:
     prompt: str
     seed: int
     output: OutputKind
+    grippers: Grippers
+    twist_frame: str
+    ee_pose_joints: str
     enabled: bool
     autostart: bool
     dry_run: bool
@@ -129,8 +137,9 @@ class NodeConfig:
     safety: SafetyConfig
 
     def __post_init__(self) -> None:
-        if self.lock_step and self.output != "joint_state":
-            raise ConfigError(f"Parameter output is {self.output!r}; expected 'joint_state' with lock_step.")
+        for name, needed in (("output", "joint_state"), ("grippers", "with_arm")):
+            if self.lock_step and getattr(self, name) != needed:
+                raise ConfigError(f"Parameter {name} is {getattr(self, name)!r}; expected {needed!r} with lock_step.")
         if self.lock_step and self.chunking.interpolation != 1:
             raise ConfigError(f"chunking.interpolation is {self.chunking.interpolation}; expected 1 with lock_step.")
 
@@ -140,6 +149,29 @@ class NodeConfig:
         if unknown := sorted({*names} - {*robot.cameras}):
             raise ConfigError(f"Parameter cameras has {unknown}; robot {robot.name!r} has {list(robot.cameras)}.")
         return tuple(name for name in robot.cameras if name in names)
+
+    def pose_joints_of(self, robot: RobotSpec) -> tuple[str, ...]:
+        """Those whose state is the pose of the hand, six or none."""
+        names = tuple(self.ee_pose_joints.split())
+        if names and not (len(names) == len({*names}) == TWIST and {*names} <= {*robot.joint_names}):
+            raise ConfigError(
+                f"Parameter ee_pose_joints has {list(names)}; expected six of robot {robot.name!r}: "
+                f"{list(robot.joint_names)}."
+            )
+        return names
+
+    def check_rates(self, rates: Sequence[str]) -> None:
+        """Raise ConfigError unless the output suits a policy that moves these joints by velocities or steps."""
+        if self.output != "twist" and rates:
+            raise ConfigError(
+                f"The policy moves {list(rates)} by velocities or steps, and parameter output is {self.output!r}; "
+                "expected 'twist'."
+            )
+        if self.output == "twist" and (len(rates) < TWIST or not self.twist_frame):
+            raise ConfigError(
+                f"Parameter output is 'twist', twist_frame is {self.twist_frame!r}, and the policy moves {list(rates)} "
+                "by velocities or steps; expected a frame and at least six such joints."
+            )
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "NodeConfig":

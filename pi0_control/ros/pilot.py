@@ -20,6 +20,7 @@ from pi0_control.ros.inputs import Inputs, Look
 from pi0_control.ros.reading import NS
 from pi0_control.types import ActionChunk, ChunkPrefix, Command, Observation
 
+STILL = 1e-6  # a command that differs by less stands; rounding leaves this of a rate
 PREVIEW_STEPS = 1000  # far beyond any horizon
 
 
@@ -232,7 +233,7 @@ class Pilot:
             return command
         if last.status == "tracking":
             self.holds += self.is_enabled
-        elif not self.is_enabled and np.array_equal(command.positions, last.positions):
+        elif not self.is_enabled and np.allclose(command.positions, last.positions, rtol=0, atol=STILL):
             self.command = None
         return self.command
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
@@ -36,17 +37,18 @@ from pi0_control.robot import RobotSpec
 from pi0_control.ros import parameters
 from pi0_control.ros.control_loop import ControlLoop
 from pi0_control.ros.diagnostics import Diagnostics, driving
-from pi0_control.ros.inputs import STATE, Inputs
+from pi0_control.ros.inputs import POSE, STATE, Inputs
 from pi0_control.ros.lock_step import LockStep
 from pi0_control.ros.outputs import Output
 from pi0_control.ros.parameters import NodeConfig
 from pi0_control.ros.pilot import Pilot
 from pi0_control.ros.qos import LATCHED
-from pi0_control.types import Observation
+from pi0_control.ros.signals import note_signals
+from pi0_control.types import ChunkPrefix, Observation
 
 BRAKE_LIMIT_S = 2.0
 SPIN_S = 0.1  # how soon a signal is heeded
-HEED_LIMIT_S, INFERENCE_LIMIT_S = 5, 2.0  # for which the end waits
+INFERENCE_LIMIT_S = 2.0  # for which the end waits
 INFERENCE = "inference"  # its threads are called so
 NEVER_S = 1e9
 LoadPolicy = Callable[[NodeConfig], Policy]
@@ -178,14 +180,16 @@ class PolicyNode(LifecycleNode):
             policy = self._load(config)
             if isinstance(policy, AbstractContextManager):
                 made.push(policy)  # such as one of a server, which is left
+            config.check_rates(policy.rates)
             cameras = config.cameras_of(policy.robot)
             worker = ThreadPoolExecutor(1, INFERENCE)
             made.callback(worker.shutdown, wait=False, cancel_futures=True)
             pilot = self._pilot(config, policy, cameras, worker)
-            worker.submit(_warm_up, policy, cameras).result()
-            output = Output(self, config.output, policy.robot)
-            made.callback(self.destroy_lifecycle_publisher, output.publisher)
-            for subscription in self._subscribe(config, cameras):
+            worker.submit(_warm_up, policy, cameras, config.chunking.has_prefix).result()
+            output = Output(self, config, policy.robot, policy.rates)
+            for publisher in output.publishers:
+                made.callback(self.destroy_lifecycle_publisher, publisher)
+            for subscription in self._subscribe(config, pilot.inputs.streams):
                 made.callback(self.destroy_subscription, subscription)
             lock_step = LockStep(pilot) if config.lock_step else None
             diagnostics = Diagnostics(self.get_fully_qualified_name())
@@ -195,23 +199,24 @@ class PolicyNode(LifecycleNode):
         limits = config.safety
         if config.dry_run:  # an arm that is told nothing cannot follow
             limits = replace(limits, tracking_fault_s=NEVER_S)
-        inputs = Inputs(policy.robot, cameras, limits, config.max_skew_s)
-        safety = Safety(policy.robot, limits, cameras)
+        pose_joints = config.pose_joints_of(policy.robot)
+        inputs = Inputs(policy.robot, cameras, limits, config.max_skew_s, pose_joints, config.twist_frame)
+        safety = Safety(policy.robot, limits, cameras, policy.rates)
         pilot = Pilot(policy, inputs, config.chunking, safety, worker, config.lock_step)
         pilot.hear(config.prompt, time.monotonic())
         return pilot
 
-    def _subscribe(self, config: NodeConfig, cameras: tuple[str, ...]) -> Iterator[Subscription[Any]]:
+    def _subscribe(self, config: NodeConfig, streams: tuple[str, ...]) -> Iterator[Subscription[Any]]:
         is_raw = config.image_transport == "raw"
         kind, topic = (Image, "image_raw") if is_raw else (CompressedImage, "image_raw/compressed")
         reliability = "reliable" if config.lock_step else config.image_reliability
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()])
         overridable = QoSOverridingOptions.with_default_policies()
-        streams: list[tuple[Any, str, str]] = [(JointState, "joint_states", STATE)]
-        streams += [(kind, f"{camera}/{topic}", camera) for camera in cameras]
-        for kind, topic, name in streams:
+        others: dict[str, tuple[Any, str]] = {STATE: (JointState, "joint_states"), POSE: (PoseStamped, POSE)}
+        for name in streams:
+            message_type, full_topic = others.get(name, (kind, f"{name}/{topic}"))
             keep = partial(self._on_message, name)
-            yield self.create_subscription(kind, topic, keep, qos, qos_overriding_options=overridable)
+            yield self.create_subscription(message_type, full_topic, keep, qos, qos_overriding_options=overridable)
 
     def _brake(self) -> None:
         rig = self._rig
@@ -340,10 +345,13 @@ class PolicyNode(LifecycleNode):
                 self._prompt.publish(String(data=change.value))
 
 
-def _warm_up(policy: Policy, cameras: tuple[str, ...]) -> None:
-    """The first inference takes longest; nothing is done with it."""
+def _warm_up(policy: Policy, cameras: tuple[str, ...], has_prefix: bool) -> None:
+    """The first inferences of their kind take longest; nothing is done with them."""
     images = {name: np.zeros((480, 640, 3), np.uint8) for name in cameras}
-    policy.infer(Observation(images, policy.robot.home, "warm up"))
+    observation = Observation(images, policy.robot.home, "warm up")
+    chunk = policy.infer(observation)
+    if has_prefix:
+        policy.infer(observation, prefix=ChunkPrefix(chunk.actions[:1], 1, 1))
 
 
 def main(args: list[str] | None = None, load: LoadPolicy = load_policy) -> None:
@@ -352,16 +360,8 @@ def main(args: list[str] | None = None, load: LoadPolicy = load_policy) -> None:
     Raises:
         Pi0Error: a parameter is not as expected, or the node was to start by itself and cannot.
     """
+    signals = note_signals()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    signals: list[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        if not signals:
-            signal.alarm(HEED_LIMIT_S)  # ends a process that does not come to heed it, such as one that loads
-        signals.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     try:
         _spin(PolicyNode(load), signals)
     finally:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pi0_control.control.adapters import AxisAngle
 from pi0_control.errors import ObservationError
 
 TO_RGB: dict[str, tuple[int, int | None]] = {  # channels, OpenCV's conversion
@@ -20,6 +21,7 @@ TO_RGB: dict[str, tuple[int, int | None]] = {  # channels, OpenCV's conversion
     "mono8": (1, cv2.COLOR_GRAY2RGB),
 }
 NS = 1_000_000_000
+UNIT_TOLERANCE = 1e-3  # of a quaternion's norm
 
 
 def to_ns(stamp: Any) -> int:
@@ -97,3 +99,22 @@ def joint_positions(message: Any, names: Sequence[str]) -> NDArray[np.float32]:
         bad = [name for name, value in zip(names, positions, strict=True) if not np.isfinite(value)]
         raise ObservationError(f"The position of {bad} is not finite.")
     return positions
+
+
+def hand_pose(message: Any, frame: str = "") -> NDArray[np.float32]:
+    """Position [m] and axis-angle [rad] of a PoseStamped, float32 [6]; angles from 0 to 2π, by the quaternion's sign.
+
+    Raises:
+        ObservationError: not in ``frame``, where one is given, not finite, or turned by no unit quaternion.
+    """
+    if frame and message.header.frame_id != frame:
+        raise ObservationError(f"The pose is in frame {message.header.frame_id!r}; expected {frame!r}.")
+    place, turn = message.pose.position, message.pose.orientation
+    quaternion = np.array([turn.x, turn.y, turn.z, turn.w])
+    norm = np.linalg.norm(quaternion)
+    if not abs(norm - 1) <= UNIT_TOLERANCE:
+        raise ObservationError(f"The orientation of the pose has norm {norm:.3g}; expected a unit quaternion.")
+    pose = np.array([place.x, place.y, place.z, *AxisAngle().to_robot(quaternion / norm)])
+    if not (np.abs(pose) < np.finfo(np.float32).max).all():
+        raise ObservationError("The position of the pose is not finite.")
+    return pose.astype(np.float32)

@@ -9,6 +9,7 @@ period is simulated. An observation without an answer is repeated, for images ma
 """
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -17,11 +18,12 @@ import rclpy
 from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray, String
@@ -35,9 +37,11 @@ from pi0_control.ros.conversions import image_message, joint_state_message, to_s
 from pi0_control.ros.parameters import Entry
 from pi0_control.ros.qos import LATCHED
 from pi0_control.ros.reading import NS, joint_positions, to_ns
+from pi0_control.ros.signals import note_signals
 from pi0_control.ros.trajectory import Trajectory
 
 MAX_LAG_NS = NS // 5  # of the world behind real time, before time is let go
+SPIN_S = 0.1  # how soon a signal is heeded
 REPEAT_S = 0.5  # of an observation without an answer, in lock-step
 PROMPT_PERIOD_S = 1.0
 
@@ -277,13 +281,18 @@ def main(simulated: SimulatedRobot, args: list[str] | None = None) -> None:
     Raises:
         ConfigError: a parameter that does not fit.
     """
-    rclpy.init(args=args)
+    signals = note_signals()
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = SimNode(simulated)
         node.get_logger().info(f"episode: {simulated.episode['prompt']}")
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # how a node is ended
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while not signals:
+            executor.spin_once(timeout_sec=SPIN_S)
+        signal.alarm(0)
+        executor.shutdown()
+        node.destroy_node()
     finally:
         simulated.close()
         rclpy.try_shutdown()

@@ -1,0 +1,23 @@
+"""Signals that ask a process to end. rclpy's own handlers shut ROS down while a node is in the midst of something."""
+
+import signal
+
+HEED_LIMIT_S = 5
+
+
+def note_signals() -> list[int]:
+    """The list that gets SIGINT and SIGTERM as they come; to be called before ``rclpy.init`` without its handlers.
+
+    A process that does not come to heed the first one, such as one that loads, is ended by SIGALRM after
+    :data:`HEED_LIMIT_S`. Whoever heeds it calls ``signal.alarm(0)``.
+    """
+    signals: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if not signals:
+            signal.alarm(HEED_LIMIT_S)
+        signals.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return signals
