@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from pi0_control.cli.bench import bench
+from pi0_control.cli.convert import convert
 from pi0_control.cli.doctor import doctor
 from pi0_control.cli.evaluate import evaluate
 from pi0_control.cli.inspect import inspect
@@ -18,6 +19,7 @@ from pi0_control.errors import Pi0Error
 
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "bench": bench,
+    "convert": convert,
     "doctor": doctor,
     "eval": evaluate,
     "inspect": inspect,

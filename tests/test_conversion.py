@@ -1,0 +1,117 @@
+"""Round trips through every format are bit-exact, keep what surrounds the weights, and appear whole or not at all."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import GOLDEN, golden_tensors, torch_directory
+from policy_parts import ARM6, TINY, TINY05, make_policy, observe
+from torch import Tensor
+
+from pi0_control.errors import CheckpointError, ConfigError
+from pi0_control.model.checkpoints import open_checkpoint
+from pi0_control.model.config import Pi0Config, SiglipConfig
+from pi0_control.policy import Pi0Policy, PolicyConfig
+from pi0_control.policy.conversion import convert
+
+VISION = SiglipConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_dim=24)
+FORMATS = ["openpi", "lerobot"]
+
+
+@pytest.fixture(scope="module", params=[TINY, TINY05], ids=["pi0", "pi05"])
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy directory of ours, of the public architecture."""
+    directory = tmp_path_factory.mktemp("policy") / request.param.ada_norm
+    model: Pi0Config = replace(request.param, vision=VISION)
+    make_policy(PolicyConfig.for_robot(ARM6, model)).save(directory)
+    return directory
+
+
+def state_of(directory: Path) -> dict[str, Tensor]:
+    return open_checkpoint(directory).state()
+
+
+def assert_same(state: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert state.keys() == other.keys()
+    assert all(state[name].dtype == other[name].dtype and torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_there_and_back_again_is_the_same_policy(policy: Path, to: Any, tmp_path: Path) -> None:
+    convert(policy, tmp_path / "public", to)
+    assert open_checkpoint(tmp_path / "public").format == {"openpi": "openpi_torch", "lerobot": "lerobot"}[to]
+    settings = json.loads((policy / "policy.json").read_text(encoding="utf-8"))
+    known = {"policy_config": settings, "tokenizer": policy / "tokenizer.model"}
+    report = convert(tmp_path / "public", tmp_path / "again", **known)
+    assert report.missing == ()
+    assert_same(state_of(tmp_path / "again"), state_of(policy))
+    before, after = (Pi0Policy.from_pretrained(path).infer(observe()).actions for path in (policy, tmp_path / "again"))
+    tolerance = {"openpi": 0.0, "lerobot": 1e-5}[to]  # LeRobot's statistics are float32
+    np.testing.assert_allclose(after, before, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_a_jax_checkpoint_becomes_openpis_own_pytorch_with_its_statistics(dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorstore", reason="the optional reader of orbax directories is not installed")
+    source, out = GOLDEN / "orbax_pi05_tiny", tmp_path / "out"
+    convert(source, out, "openpi", dtype)
+    assert (out / "assets/tiny_robot/norm_stats.json").read_bytes() == next(
+        source.glob("assets/**/*.json")
+    ).read_bytes()
+    settings = json.loads((out / "config.json").read_text())
+    assert (settings["action_dim"], settings["precision"]) == (6, {"keep": "float32"}.get(dtype, dtype))
+    assert "action_horizon" not in settings
+    checkpoint, original = open_checkpoint(out), open_checkpoint(source)
+    assert checkpoint.config == original.config
+    assert checkpoint.assumed == original.assumed  # what was not known is not known now
+    assert_same(checkpoint.state(), original.state({"bfloat16": torch.bfloat16}.get(dtype)))
+
+
+def test_a_lerobot_directory_keeps_its_processors(tmp_path: Path) -> None:
+    source = torch_directory(tmp_path / "source", golden_tensors("pi0"), {"type": "pi0", "chunk_size": 20})
+    (source / "policy_preprocessor.json").write_text('{"steps": []}')
+    (source / "policy_preprocessor_step_3_normalizer_processor.safetensors").write_bytes(b"as it is")
+    convert(source, tmp_path / "out", "lerobot")
+    names = {path.name for path in source.iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    for name in names - {"model.safetensors"}:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert all(name.startswith("model.") for name in open_checkpoint(tmp_path / "out").reader.shapes)
+    assert_same(state_of(tmp_path / "out"), state_of(source))
+
+
+def test_what_remains_unknown_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    source = torch_directory(tmp_path / "source", golden_tensors("pi0"))
+    with pytest.raises((ConfigError, CheckpointError)):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(policy, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_over(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is there already"):
+        convert(policy, tmp_path)
+    with pytest.raises(ConfigError, match="No dtype 'int8'"):
+        convert(policy, tmp_path / "out", dtype="int8")
+
+
+def test_mini_is_of_no_public_architecture(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model with stem 'conv'"):
+        convert("mini", tmp_path / "out", "openpi")
+    assert list(tmp_path.iterdir()) == []
