@@ -8,10 +8,13 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 PARAMETERS = {  # left out, what params_file says holds
-    "policy": (str, "mini, hold, or a policy directory"),
+    "policy": (str, "mini, hold, a policy directory, or the address of a server, ws://host:port"),
     "robot": (str, "a robot file, or the name of a bundled one"),
+    "policy_config": (str, "what a public checkpoint does not tell: a preset such as pi05_droid, or a file"),
+    "asset": (str, "whose statistics, where an openpi checkpoint has those of several robots"),
+    "tokenizer": (str, "SentencePiece file, where none lies in or beside the policy"),
     "prompt": (str, "the instruction; the topic ~/prompt changes it"),
-    "output": (str, "trajectory, positions or joint_state"),
+    "output": (str, "joint_state, positions, trajectory or twist"),
     "device": (str, "where the policy is computed, such as cpu or cuda"),
     "enabled": (bool, "true: drive from the beginning; else call the service ~/enable"),
     "dry_run": (bool, "true: infer and judge, but publish no command"),

@@ -25,8 +25,11 @@ class PolicyNode:
     Attributes:
         policy: mini (bundled), hold (stays where it is), a policy directory, or the address of a server, ws://host:port.
         robot: a robot file, or the name of a bundled one.
+        policy_config: what a public checkpoint does not tell: a preset such as pi05_droid, or a file.
+        asset: whose statistics, where an openpi checkpoint has those of several robots.
+        tokenizer: SentencePiece file, where none lies in or beside the policy.
         prompt: the instruction.
-        output: kind of the commands.
+        output: kind of the commands: joint_state, positions, trajectory, or twist for policies that move a hand.
         device: where the policy is computed, such as cpu or cuda.
         enabled: drive from the beginning; otherwise the service enable has to be called.
         lock_step: answer every observation of a sim_node that waits.
@@ -35,8 +38,11 @@ class PolicyNode:
 
     policy: str | None = None
     robot: str | None = None
+    policy_config: str | None = None
+    asset: str | None = None
+    tokenizer: str | None = None
     prompt: str | None = None
-    output: Literal["trajectory", "positions", "joint_state"] | None = None
+    output: Literal["joint_state", "positions", "trajectory", "twist"] | None = None
     device: str | None = None
     enabled: bool = False
     lock_step: bool = False
@@ -110,7 +116,7 @@ def load_policy(config: "NodeConfig") -> "Policy":
     from pi0_control.ros import policy_node
 
     if not config.policy.startswith(("ws://", "wss://")):
-        return policy_node.load_policy(config)
+        return policy_node.local_policy(config)
     from pi0_control.serving import RemotePolicy
 
     robot = RobotSpec.from_yaml(config.robot) if config.robot else None

@@ -64,6 +64,9 @@ def _seconds(default: float, description: str, none: float | None = None) -> Ent
 TABLE: dict[str, Entry] = {
     "policy": Entry("mini", "a bundled policy, a policy directory, ws://host:port, or hold, which stays put"),
     "robot": Entry("", "a bundled robot or a YAML file; empty for the robot that the policy was made for"),
+    "policy_config": Entry("", "what a public checkpoint does not tell: a preset such as pi05_droid, or a file"),
+    "asset": Entry("", "whose statistics, where an openpi checkpoint has those of several robots"),
+    "tokenizer": Entry("", "SentencePiece file, where none lies in or beside the policy"),
     "device": Entry("cpu", "torch device, such as cpu or cuda"),
     "dtype": Entry("float32", "of the network", choices=("float32", "bfloat16")),
     "prompt": Entry("", "the instruction; without one the arm holds", is_live=True),
@@ -117,6 +120,9 @@ class NodeConfig:
 
     policy: str
     robot: str
+    policy_config: str
+    asset: str
+    tokenizer: str
     device: str
     dtype: str
     prompt: str

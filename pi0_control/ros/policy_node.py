@@ -31,7 +31,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from pi0_control.control import Safety
 from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.policy import HoldPolicy, Pi0Policy, Policy, RtcConfig
+from pi0_control.policy import Policy, RtcConfig, load_policy
 from pi0_control.policy.memory import free_device_memory
 from pi0_control.robot import RobotSpec
 from pi0_control.ros import parameters
@@ -55,17 +55,16 @@ LoadPolicy = Callable[[NodeConfig], Policy]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-def load_policy(config: NodeConfig) -> Policy:
+def local_policy(config: NodeConfig) -> Policy:
     """The policy that the parameters name.
 
     Raises:
         ConfigError, CheckpointError: there is none, or it does not fit.
     """
     robot = RobotSpec.from_yaml(config.robot) if config.robot else None
-    if config.policy == "hold":
-        return HoldPolicy(robot or RobotSpec.from_yaml("arm6"))
     rtc = RtcConfig("trained") if config.chunking.strategy == "rtc_trained" else None
-    return Pi0Policy.from_pretrained(config.policy, config.device, config.dtype, robot, rtc)
+    known = (config.policy_config or None, config.asset or None, config.tokenizer or None)
+    return load_policy(config.policy, robot, config.device, config.dtype, rtc, *known)
 
 
 @dataclass
@@ -95,7 +94,7 @@ class PolicyNode(LifecycleNode):
         is_over: set once the node is shut down, which the life cycle allows once.
     """
 
-    def __init__(self, load: LoadPolicy = load_policy, **options: Any) -> None:
+    def __init__(self, load: LoadPolicy = local_policy, **options: Any) -> None:
         super().__init__("policy_node", **options)
         self.error: Pi0Error | None = None
         self.is_over = threading.Event()
@@ -354,7 +353,7 @@ def _warm_up(policy: Policy, cameras: tuple[str, ...], has_prefix: bool) -> None
         policy.infer(observation, prefix=ChunkPrefix(chunk.actions[:1], 1, 1))
 
 
-def main(args: list[str] | None = None, load: LoadPolicy = load_policy) -> None:
+def main(args: list[str] | None = None, load: LoadPolicy = local_policy) -> None:
     """Run the node until SIGINT or SIGTERM; then the arm brakes first, and nothing that hangs is waited for.
 
     Raises:
