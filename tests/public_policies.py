@@ -90,8 +90,8 @@ def lerobot_policy(
         ]
         described = {"name": f"policy_{file}processor", "steps": steps}
         (directory / f"policy_{file}processor.json").write_text(json.dumps(described))
-        save_arrays(
-            {name: value.astype(np.float32) for name, value in stats.to_lerobot().items()}, directory / state_file
-        )
+        arrays = {name: value.astype(np.float32) for name, value in stats.to_lerobot().items()}
+        arrays |= {f"{name}.mean": np.full((3, 1, 1), 0.25, np.float32) for name in images}
+        save_arrays(arrays, directory / state_file)
     shutil.copyfile(BUNDLED_FILE, directory / "tokenizer.model")
     return directory

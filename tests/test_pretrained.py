@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pi0_control.errors import CheckpointError, ConfigError, Pi0Error, RobotMismatchError
 from pi0_control.model.pi0 import Pi0
 from pi0_control.policy import HoldPolicy, Pi0Policy, PolicyConfig, load_policy, read_policy
+from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.policy.settings import presets
 from pi0_control.robot import RobotSpec
 from pi0_control.types import Observation
@@ -210,6 +211,7 @@ def test_a_lerobot_directory_needs_only_the_robot(lerobot: Path, tmp_path: Path)
     assert (config.prompt_format, config.discrete_state_input, config.resize) == ("pi05", True, "lerobot_v05")
     assert (config.action_space, config.num_steps, config.execution_horizon) == ("joint_absolute", 2, 5)
     np.testing.assert_allclose(policy.transforms.norm_stats.actions.q01, stats().actions.q01, rtol=1e-6)
+    assert config.camera_stats == dict.fromkeys(ARM_CAMERAS, CameraStats(48, 64, (0.25, 0.25, 0.25)))
     assert policy.infer(observe()).actions.shape == (50, 7)
     with pytest.raises(ConfigError, match=r"does not tell robot \(.*cameras"):
         read_policy(lerobot)

@@ -15,6 +15,7 @@ from pi0_control.errors import CheckpointError, RobotMismatchError
 from pi0_control.model.checkpoints import Checkpoint
 from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
 from pi0_control.model.checkpoints.settings import read_object
+from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import LEROBOT_EPS, LEROBOT_FEATURES, NormStats
 
@@ -58,23 +59,31 @@ def lerobot_stats(checkpoint: Checkpoint) -> NormStats | None:
     Raises:
         CheckpointError: they are incomplete or damaged.
     """
-    directory = checkpoint.directory
-    arrays: dict[str, NDArray[np.float64]] = {}
-    for file, name in ((PREPROCESSOR, "normalizer_processor"), (POSTPROCESSOR, "unnormalizer_processor")):
-        state_file = _steps(directory / file, "state_file").get(name)
-        if state_file is None:
-            continue
-        if not isinstance(state_file, str) or Path(state_file).name != state_file:
-            raise CheckpointError(f"{directory / file} has state_file {state_file!r}; expected a name beside it.")
-        tensors = SafetensorsFile(directory / state_file)
-        names = [each for each in tensors.shapes if each.startswith(LEROBOT_FEATURES)]
-        arrays |= {each: tensors.read(each).double().numpy() for each in names}
+    arrays = _statistics(checkpoint, LEROBOT_FEATURES)
     for name, tensor in checkpoint.extras.items():  # normalize_inputs.buffer_observation_state.mean
         for feature in LEROBOT_FEATURES:
             buffer, _, statistic = name.rpartition(".")
             if buffer.endswith(f".buffer_{feature.replace('.', '_')}"):
                 arrays.setdefault(f"{feature}.{statistic}", tensor.double().numpy())
-    return NormStats.from_lerobot(arrays, str(directory)) if arrays else None
+    return NormStats.from_lerobot(arrays, str(checkpoint.directory)) if arrays else None
+
+
+def lerobot_camera_stats(checkpoint: Checkpoint, policy: PolicyConfig) -> dict[str, CameraStats]:
+    """What the robot's cameras showed in training, as far as the statistics of images tell.
+
+    Raises:
+        CheckpointError: the statistics are damaged.
+    """
+    features, found = _object(checkpoint.settings.get("input_features")), {}
+    arrays = _statistics(checkpoint, tuple(features))
+    for feature, described in features.items():
+        camera, shape = policy.cameras.get(_short(feature)), _object(described).get("shape")
+        mean = arrays.get(f"{feature}.mean", np.zeros(0)).ravel()
+        if camera is None or len(mean) != 3 or not ((mean >= 0) & (mean <= 1)).all():
+            continue
+        if isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape):
+            found[camera] = CameraStats(shape[1], shape[2], (float(mean[0]), float(mean[1]), float(mean[2])))
+    return found
 
 
 def check_features(checkpoint: Checkpoint, policy: PolicyConfig) -> None:
@@ -95,6 +104,22 @@ def check_features(checkpoint: Checkpoint, policy: PolicyConfig) -> None:
                 f"{[robot.joint_names[index] for index in policy.commanded]} have actions of "
                 f"{list(robot.joint_names)}. Name joints without an action in 'uncommanded'."
             )
+
+
+def _statistics(checkpoint: Checkpoint, features: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+    """What the processors keep of some features, by ``<feature>.<statistic>``."""
+    directory = checkpoint.directory
+    arrays: dict[str, NDArray[np.float64]] = {}
+    for file, name in ((PREPROCESSOR, "normalizer_processor"), (POSTPROCESSOR, "unnormalizer_processor")):
+        state_file = _steps(directory / file, "state_file").get(name)
+        if state_file is None:
+            continue
+        if not isinstance(state_file, str) or Path(state_file).name != state_file:
+            raise CheckpointError(f"{directory / file} has state_file {state_file!r}; expected a name beside it.")
+        tensors = SafetensorsFile(directory / state_file)
+        names = [each for each in tensors.shapes if each.startswith(features)]
+        arrays |= {each: tensors.read(each).double().numpy() for each in names}
+    return arrays
 
 
 def _steps(path: Path, what: str = "config") -> dict[str, Any]:

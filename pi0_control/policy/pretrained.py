@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from pi0_control.files import write_file
 from pi0_control.model.checkpoints import Checkpoint, locate, open_checkpoint
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.export import export
-from pi0_control.policy.lerobot import check_features, lerobot_settings, lerobot_stats
+from pi0_control.policy.lerobot import check_features, lerobot_camera_stats, lerobot_settings, lerobot_stats
 from pi0_control.policy.norm_stats import NormStats
 from pi0_control.policy.settings import build_config, merge, read_settings
 from pi0_control.robot import RobotSpec
@@ -114,7 +114,7 @@ def _public_config(checkpoint: Checkpoint, settings: Mapping[str, Any], robot: R
         return build_config(settings, {"resize": "pad_antialias"}, checkpoint, robot)
     config = build_config(settings, lerobot_settings(checkpoint), checkpoint, robot)
     check_features(checkpoint, config)
-    return config
+    return replace(config, camera_stats={**lerobot_camera_stats(checkpoint, config), **config.camera_stats})
 
 
 def find_policy(name: str | Path) -> Path:
