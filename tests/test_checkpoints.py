@@ -243,6 +243,10 @@ def test_a_directory_that_is_no_checkpoint_is_refused_and_told_where_there_is_on
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"expected model\.safetensors or params/_METADATA in it\."):
         open_checkpoint(tmp_path)
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="merge this adapter"):
+        open_checkpoint(tmp_path / "peft")
     golden_directory(tmp_path / "run" / "5000", "pi0")
     with pytest.raises(CheckpointError, match=r"there are some in .*run/5000\."):
         open_checkpoint(tmp_path)

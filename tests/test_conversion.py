@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from checkpoint_files import GOLDEN, golden_tensors, torch_directory
 from policy_parts import ARM6, TINY, TINY05, make_policy, observe
 from torch import Tensor
 
+from pi0_control import cli
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.model.checkpoints import open_checkpoint
 from pi0_control.model.config import Pi0Config, SiglipConfig
@@ -115,3 +117,18 @@ def test_mini_is_of_no_public_architecture(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no model with stem 'conv'"):
         convert("mini", tmp_path / "out", "openpi")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_what_became_of_each_tensor(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["pi0", "convert", str(policy), str(out), "--to", "openpi", "--dtype", "bfloat16"])
+    cli.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("converted") and line.endswith("float32 to bfloat16") for line in printed)
+    assert printed[-2].split() == ["missing", "0"]
+    assert printed[-1] == f"Written: {out}"
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "is there already" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
 
 Format = Literal["pi0_control", "openpi_torch", "openpi_jax", "lerobot"]
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "policy.json"
+WEIGHTS_FILE, CONFIG_FILE, ADAPTER_FILE = "model.safetensors", "policy.json", "adapter_model.safetensors"
 _OWN_NAMES = ("vision.", "embedding.", "prefix_", "suffix_")
 MODEL_ENTRY = "pi0_control.model"  # in the header of public files that we write: what no shape tells
 
@@ -233,6 +233,8 @@ def _what_there_is(directory: Path) -> str:
     """What was expected in a directory and where below it a checkpoint is."""
     if not directory.is_dir():
         return "there is no such directory."
+    if (directory / ADAPTER_FILE).is_file():
+        return f"it has {ADAPTER_FILE} alone; merge this adapter (PEFT) into the model it was trained for first."
     expected = f"expected {WEIGHTS_FILE} or params/_METADATA in it"
     above, marks = ("*", "*/*", "*/*/*"), (WEIGHTS_FILE, "params")
     below = sorted(str(path.parent) for up in above for mark in marks for path in directory.glob(f"{up}/{mark}"))
