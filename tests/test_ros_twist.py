@@ -172,13 +172,19 @@ def test_outputs_and_rates_have_to_fit() -> None:
     def config(**changes: Any) -> NodeConfig:
         return NodeConfig.from_values({**DEFAULTS, **PARAMETERS, **changes})
 
-    config().check_rates(HAND)
-    config(output="positions").check_rates(())
+    config().check_rates(LIBERO, HAND)
+    config(output="positions").check_rates(LIBERO, ())
     with pytest.raises(ConfigError, match="output is 'positions'; expected 'twist'"):
-        config(output="positions").check_rates(HAND)
-    for output, rates in ((config(), HAND[:5]), (config(twist_frame=""), HAND)):
-        with pytest.raises(ConfigError, match="expected a frame and at least six"):
-            output.check_rates(rates)
+        config(output="positions").check_rates(LIBERO, HAND)
+    droid = RobotSpec.from_yaml("droid")  # velocities of joints are no twist
+    bad = (
+        (config(), LIBERO, HAND[:5]),
+        (config(twist_frame=""), LIBERO, HAND),
+        (config(), droid, droid.joint_names[:7]),
+    )
+    for output, robot, rates in bad:
+        with pytest.raises(ConfigError, match="expected a frame, and the hand's three places"):
+            output.check_rates(robot, rates)
     assert config().pose_joints_of(LIBERO) == HAND
     for names in ("eef_x", " ".join((*HAND[:5], "nose")), " ".join((*HAND[:5], HAND[0]))):
         with pytest.raises(ConfigError, match=r"ee_pose_joints has \[.*expected six of robot 'libero'"):

@@ -16,7 +16,7 @@ from pi0_control.robot import RobotSpec
 OutputKind = Literal["joint_state", "positions", "trajectory", "twist"]
 Grippers = Literal["with_arm", "apart"]
 STEPS, SECONDS = (0, 1000), (0.0, 3600.0)
-TWIST = 6  # entries
+HAND = ("prismatic",) * 3 + ("revolute",) * 3
 CAMERA_AGES = "safety.camera_ages_s"
 AT_SPEED = "in time at the velocity limit"
 
@@ -159,24 +159,25 @@ class NodeConfig:
     def pose_joints_of(self, robot: RobotSpec) -> tuple[str, ...]:
         """Those whose state is the pose of the hand, six or none."""
         names = tuple(self.ee_pose_joints.split())
-        if names and not (len(names) == len({*names}) == TWIST and {*names} <= {*robot.joint_names}):
+        if names and not (len(names) == len({*names}) == len(HAND) and {*names} <= {*robot.joint_names}):
             raise ConfigError(
                 f"Parameter ee_pose_joints has {list(names)}; expected six of robot {robot.name!r}: "
                 f"{list(robot.joint_names)}."
             )
         return names
 
-    def check_rates(self, rates: Sequence[str]) -> None:
+    def check_rates(self, robot: RobotSpec, rates: Sequence[str]) -> None:
         """Raise ConfigError unless the output suits a policy that moves these joints by velocities or steps."""
+        kinds = tuple(joint.kind for joint in robot.joints if joint.name in rates)[: len(HAND)]
         if self.output != "twist" and rates:
             raise ConfigError(
                 f"The policy moves {list(rates)} by velocities or steps, and parameter output is {self.output!r}; "
                 "expected 'twist'."
             )
-        if self.output == "twist" and (len(rates) < TWIST or not self.twist_frame):
+        if self.output == "twist" and (kinds != HAND or not self.twist_frame):
             raise ConfigError(
                 f"Parameter output is 'twist', twist_frame is {self.twist_frame!r}, and the policy moves {list(rates)} "
-                "by velocities or steps; expected a frame and at least six such joints."
+                "by velocities or steps; expected a frame, and the hand's three places and three rotations first."
             )
 
     @classmethod

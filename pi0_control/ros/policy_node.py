@@ -179,7 +179,7 @@ class PolicyNode(LifecycleNode):
             policy = self._load(config)
             if isinstance(policy, AbstractContextManager):
                 made.push(policy)  # such as one of a server, which is left
-            config.check_rates(policy.rates)
+            config.check_rates(policy.robot, policy.rates)
             cameras = config.cameras_of(policy.robot)
             worker = ThreadPoolExecutor(1, INFERENCE)
             made.callback(worker.shutdown, wait=False, cancel_futures=True)
