@@ -13,8 +13,12 @@ from pi0_control.bench import peers
 from pi0_control.bench.measure import Call, Samples, VisionClock, interleave, memory_gb, roofline
 from pi0_control.bench.workload import DTYPES, Workload
 from pi0_control.model.fast import FastSampler
+from pi0_control.model.graph import GraphSampler
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.sampler import sample_actions
+
+SPLIT = "ours, launched one by one"  # where a graph leaves no stages to time
+ONE_STEP = "ours, one step"  # what it lacks of ours are the other steps
 
 
 @torch.no_grad()
@@ -34,8 +38,9 @@ def benchmark(workload: Workload, calls: int, peer: str | None = None, plain: bo
     model, device = workload.model(), torch.device(workload.device)
     inputs, noise = workload.inputs()
     limits = roofline(device, DTYPES[workload.dtype])
+    contenders = _graphs(model, workload, inputs, noise) if device.type == "cuda" else {}
     with VisionClock(model) as clock:
-        contenders = {"ours": _ours(model, workload, inputs, noise, clock)}
+        contenders[SPLIT if contenders else "ours"] = _ours(model, workload, inputs, noise, clock)
         if plain:
             there = inputs.to(device)
             contenders["plain"] = lambda stages: sample_actions(model, there, noise, workload.steps, timing=stages)
@@ -47,9 +52,23 @@ def benchmark(workload: Workload, calls: int, peer: str | None = None, plain: bo
         "machine": _machine(device) | limits,
         "memory_gb": memory_gb(device),
         "runs": {name: each.summary() for name, each in samples.items()},
-        "achieved": _achieved(workload, samples["ours"], limits),
+        "achieved": _achieved(workload, samples.get(SPLIT, samples["ours"]), limits),
         "against_ours": _compare(samples),
+        **_steps_in_graph(workload, samples),
     }
+
+
+def _graphs(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
+    """Captured before any clock hangs on the model."""
+    calls: dict[str, Call] = {}
+    for name, steps in (("ours", workload.steps), (ONE_STEP, 1)):
+        calls[name] = _graph(GraphSampler(model, steps), inputs, noise)
+        calls[name]({})
+    return calls
+
+
+def _graph(sampler: GraphSampler, inputs: ModelInputs, noise: Tensor) -> Call:
+    return lambda stages: sampler(inputs, noise)
 
 
 def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, clock: VisionClock) -> Call:
@@ -66,14 +85,19 @@ def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, cl
 
 
 def _openpi(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
+    """Eager, padded and not; on a GPU compiled, too, as its own configs do."""
     sample = peers.openpi(model, workload.steps)
     padded, there = inputs.to(model.device), noise.to(model.device)
     length = workload.valid_tokens
     valid = replace(padded, tokens=padded.tokens[:, :length], token_mask=padded.token_mask[:, :length])
-    return {
+    calls: dict[str, Call] = {
         "openpi": lambda stages: sample(padded, there),
         "openpi, valid tokens only": lambda stages: sample(valid, there),
     }
+    if model.device.type == "cuda":
+        compiled = peers.openpi(model, workload.steps, "max-autotune")
+        calls["openpi, max-autotune"] = lambda stages: compiled(padded, there)
+    return calls
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -104,12 +128,20 @@ def _achieved(workload: Workload, ours: Samples, limits: Mapping[str, float]) ->
     return achieved
 
 
+def _steps_in_graph(workload: Workload, samples: Mapping[str, Samples]) -> dict[str, float]:
+    """All denoising steps inside the graph [ms]: what more steps add to one, and one more of that."""
+    if ONE_STEP not in samples or workload.steps == 1:
+        return {}
+    totals = [_median(samples[name].summary(), "total_ms") for name in ("ours", ONE_STEP)]
+    return {"denoise_in_graph_ms": (totals[0] - totals[1]) * workload.steps / (workload.steps - 1)}
+
+
 def _compare(samples: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
     """Each other contender: its times over ours (medians), and the difference of its actions from ours."""
     ours = samples["ours"]
     compared = {}
     for name, other in samples.items():
-        if name == "ours" or other.actions is None or ours.actions is None:
+        if name in ("ours", ONE_STEP) or other.actions is None or ours.actions is None:
             continue
         difference = other.actions - ours.actions
         mine, theirs = ours.summary(), other.summary()
