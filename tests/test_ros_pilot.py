@@ -126,6 +126,17 @@ def test_a_clock_that_goes_back_makes_it_wait_for_inputs_of_the_new_time() -> No
     flight.check_commands()
 
 
+def test_a_clock_that_jumps_ahead_makes_it_wait_for_stamps_of_the_new_time() -> None:
+    flight = flying()
+    flight.clock_ns += 5 * NS
+    command = flight.step(**dict.fromkeys(flight.inputs.streams, shifted(-5 * NS)))
+    assert command is not None
+    assert (command.status, command.reason) == ("holding", "state comes 5.00 s late; the limit is 0.2 s")
+    flight.step(4)
+    assert flight.commands[-1].status == "tracking"
+    flight.check_commands()
+
+
 def test_a_clock_that_stands_still_does_not_keep_inputs_fresh() -> None:
     flight = flying()
     nothing = dict.fromkeys(flight.inputs.streams)
@@ -246,6 +257,22 @@ def test_it_commands_nothing_until_enabled_and_once_a_disabled_arm_stands() -> N
     assert command is not None
     assert np.abs(command.positions - flight.pose).max() < 0.02
     assert "disable first" in flight.pilot.reset()
+
+
+def test_enabling_again_changes_nothing_and_enabling_while_it_brakes_goes_on() -> None:
+    once, twice = flying(), flying()
+    assert twice.pilot.enable() == ""
+    once.step(20)
+    twice.step(20)
+    assert [c.positions.tolist() for c in twice.commands] == [c.positions.tolist() for c in once.commands]
+    twice.pilot.disable()
+    command = twice.step()
+    assert command is not None
+    assert command.reason == "disabled"
+    assert twice.pilot.enable() == ""
+    twice.step(10)
+    assert twice.commands[-1].status == "tracking"
+    twice.check_commands()
 
 
 def test_nothing_is_commanded_before_the_arm_was_measured() -> None:
