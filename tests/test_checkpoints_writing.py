@@ -1,5 +1,6 @@
 """Weights written in every format come back bit for bit; a model with switches takes public ones only when told."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,25 @@ def test_a_damaged_description_of_the_model_is_refused(tmp_path: Path) -> None:
         save_file(state, tmp_path / "model.safetensors", {"pi0_control.model": text})
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ada_norm": "adarms"},
+        {"time_embed": "random_fourier"},
+        {"vision": replace(TINY.vision, stem="conv", stem_channels=(8,))},
+        {"depth": 4},
+        {"num_heads": 2},
+        {"vocab_size": 2**20},
+    ],
+)
+def test_a_description_of_another_model_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    entry = json.dumps({"model": replace(TINY, **changes).to_dict()})
+    state = openpi_tensors(make_model().state_dict(), TINY)
+    save_file(state, tmp_path / "model.safetensors", {"pi0_control.model": entry})
+    with pytest.raises(CheckpointError):
+        open_checkpoint(tmp_path)
 
 
 def test_state_in_a_dtype_is_cast_as_the_model_is(tmp_path: Path) -> None:

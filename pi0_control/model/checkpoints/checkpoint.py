@@ -23,7 +23,13 @@ from pi0_control.model.checkpoints.settings import (
     read_settings,
 )
 from pi0_control.model.checkpoints.sizes import UNTOLD
-from pi0_control.model.checkpoints.torch_names import LEGACY_STATISTICS, openpi_names, torch_moves, torch_sizes
+from pi0_control.model.checkpoints.torch_names import (
+    LEGACY_STATISTICS,
+    is_public,
+    openpi_names,
+    torch_moves,
+    torch_sizes,
+)
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
 
@@ -156,6 +162,8 @@ def _open_torch(directory: Path, file: SafetensorsFile) -> Checkpoint:
     if MODEL_ENTRY in file.metadata:
         entry = _parse(file.metadata[MODEL_ENTRY], file.path)
         config = _config_from(entry.get("model"), file.path)
+        if not is_public(config):
+            raise CheckpointError(f"{file.path} describes another model than its names belong to.")
         sizes.assumed = [name for name in UNTOLD if name in entry.get("assumed", ())]
     else:
         config = sizes.config(directory)

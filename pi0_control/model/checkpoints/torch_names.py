@@ -22,6 +22,12 @@ _LEGACY = {  # LeRobot up to 0.3, in the order of Transformers before 4.52
 LEGACY_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 
 
+def is_public(config: Pi0Config) -> bool:
+    """Whether openpi and LeRobot have models like it, whatever their sizes."""
+    is_family = (config.state_input, config.ada_norm) in (("token", "none"), ("none", "adarms"))
+    return is_family and config.is_public_architecture and config.vision.stem == "patch"
+
+
 def torch_moves(config: Pi0Config) -> list[Move]:
     """How openpi's tensors become those of a public model of these sizes."""
     names = {
@@ -148,16 +154,15 @@ def openpi_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """
     there: dict[str, str] = {}
     ignored: dict[str, str] = {}
-    names = sorted(names)
-    bare = {name: _bare(name) for name in names}
-    has_embedding, pi05 = EMBEDDING in bare.values(), is_pi05(bare.values())
-    doubles = []
-    for name in names:
-        why = _why_ignored(bare[name], pi05, has_embedding)
+    doubles: list[str] = []
+    bare_names = {name: _bare(name) for name in sorted(names)}
+    has_embedding, pi05 = EMBEDDING in bare_names.values(), is_pi05(bare_names.values())
+    for name, bare in bare_names.items():
+        why = _why_ignored(bare, pi05, has_embedding)
         if why:
             ignored[name] = why
             continue
-        theirs = _renamed(bare[name], pi05)
+        theirs = _renamed(bare, pi05)
         if theirs in there:
             doubles.append(f"{there[theirs]} and {name}")
         there[theirs] = name

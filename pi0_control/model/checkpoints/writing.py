@@ -12,7 +12,7 @@ from pi0_control.errors import ConfigError
 from pi0_control.model.checkpoints.checkpoint import MODEL_ENTRY
 from pi0_control.model.checkpoints.moves import Move, carry_out, require_fit
 from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
-from pi0_control.model.checkpoints.torch_names import EMBEDDING, EXPERT_HEAD, TIED_HEAD, torch_moves
+from pi0_control.model.checkpoints.torch_names import EMBEDDING, EXPERT_HEAD, TIED_HEAD, is_public, torch_moves
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
 
@@ -42,8 +42,7 @@ def openpi_tensors(state: Mapping[str, Tensor], config: Pi0Config) -> dict[str, 
     Raises:
         ConfigError: openpi has no model of this architecture.
     """
-    is_public = (config.state_input, config.ada_norm) in (("token", "none"), ("none", "adarms"))
-    if not (is_public and config.is_public_architecture and config.vision.stem == "patch"):
+    if not is_public(config):
         raise ConfigError(
             f"openpi and LeRobot have no model with stem {config.vision.stem!r}, state_input {config.state_input!r}, "
             f"ada_norm {config.ada_norm!r} and switches {list(config.changed_switches)}; expected those of π0 or π0.5."
