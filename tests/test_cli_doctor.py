@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from bags import SECOND, image, joints, write_bag
+from public_policies import PI0, openpi_policy, plain_stats
 
 from pi0_control import cli
-from pi0_control.policy.policy import CONFIG_FILE
-from pi0_control.policy.pretrained import find_policy
+from pi0_control.policy import NormStats
+from pi0_control.policy.pretrained import CONFIG_FILE, STATS_FILE, find_policy
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.pictures import read_moments
 
@@ -82,6 +83,20 @@ def test_a_bag_whose_images_say_a_wrong_encoding_shows_it(recorded, tmp_path, mo
     got, printed = doctor(monkeypatch, capsys, "mini", "--data", str(bag))
     assert (got, "swapped channels" in printed) == (code, code == 1), printed
     assert ("Nothing suspicious." in printed) == (code == 0)
+
+
+def test_a_public_checkpoint_is_examined_by_its_own_statistics(recorded, tmp_path, monkeypatch, capsys) -> None:
+    stats = NormStats.load(find_policy("mini") / STATS_FILE)
+    checkpoint = openpi_policy(tmp_path / "public", PI0, {"ours": stats, "another": plain_stats(7, 7)})
+    settings = {"robot": "arm6", "action_space": "joint_delta", "model": {"action_horizon": 16}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    arguments = (str(checkpoint), "--policy-config", str(tmp_path / "settings.json"), "--data", str(recorded))
+    assert doctor(monkeypatch, capsys, *arguments)[0] == 2  # which statistics?
+    code, printed = doctor(monkeypatch, capsys, *arguments, "--asset", "ours")
+    assert (code, "Nothing suspicious." in printed) == (0, True), printed
+    code, printed = doctor(monkeypatch, capsys, *arguments, "--asset", "another")
+    assert code == 1
+    assert "out of range" in printed
 
 
 @pytest.mark.parametrize(

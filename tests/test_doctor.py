@@ -202,6 +202,21 @@ def vars_of(stats: VectorStats) -> tuple[np.ndarray, ...]:
     return stats.mean, stats.std, stats.q01, stats.q99
 
 
+def test_a_gripper_that_closes_at_once_is_not_inverted(sound: Case) -> None:
+    states = sound.recording.states.copy()
+    states[np.arange(len(states)) % LENGTH > 4, 6] = 0.02
+    assert sound.recorded(states=states).names() <= {"out of range"}
+
+
+def test_without_camera_stats_bluish_images_are_a_warning(sound: Case) -> None:
+    unknown = sound.configured(camera_stats={})
+    assert unknown.names() == set()
+    swapped = unknown.pictures(lambda image: image[..., ::-1])
+    findings = examine(swapped.config, swapped.stats, swapped.recording).findings
+    assert {(each.severity, each.name) for each in findings} == {("warning", "swapped channels")}
+    assert len(findings) == len(ARM6.cameras)
+
+
 def test_joints_without_actions_are_left_out(sound: Case) -> None:
     config = replace(sound.config, uncommanded=("tool",), delta_mask=(True,) * 5 + (False,) * 2)
     kept = [0, 1, 2, 3, 4, 6]

@@ -12,6 +12,7 @@ from pi0_control.policy.config import PolicyConfig
 Pictures = Sequence[NDArray[np.uint8]]
 DARK, PLAIN, SAME = 8, 3, 8  # grey levels of 255: mean, spread within an image, difference between images
 CAST = 0.03  # of red against blue that tells the two apart, in 0..1
+USUAL_CAST = 0.08  # of photographs: the mean of ImageNet is 0.485, 0.456, 0.406
 ASPECT_TOLERANCE = 0.02
 
 
@@ -54,8 +55,7 @@ def check_cameras(config: PolicyConfig, images: Mapping[str, Pictures]) -> Itera
         if nothing := blank(pictures):
             yield Finding("warning", "blank camera", camera, nothing, "a scene", "look at the camera and its topic")
         yield from _size(camera, pictures, config.camera_stats.get(camera), config.model.vision.image_size)
-        if camera in config.camera_stats:
-            yield from _channels(camera, pictures, config.camera_stats[camera])
+        yield from _channels(camera, pictures, config.camera_stats.get(camera))
 
 
 def _size(camera: str, pictures: Pictures, known: CameraStats | None, wanted: int) -> Iterator[Finding]:
@@ -87,14 +87,17 @@ def _size(camera: str, pictures: Pictures, known: CameraStats | None, wanted: in
         )
 
 
-def _channels(camera: str, pictures: Pictures, known: CameraStats) -> Iterator[Finding]:
-    seen, expected = CameraStats.of(pictures).red_over_blue, known.red_over_blue
-    if abs(expected) > CAST and abs(seen + expected) < abs(seen - expected) / 2:
+def _channels(camera: str, pictures: Pictures, known: CameraStats | None) -> Iterator[Finding]:
+    seen, expected = CameraStats.of(pictures).red_over_blue, known.red_over_blue if known else USUAL_CAST
+    is_swapped = abs(expected) > CAST and abs(seen + expected) < abs(seen - expected) / 2
+    if is_swapped if known else seen < -CAST:
         yield Finding(
-            "error",
+            "error" if known else "warning",
             "swapped channels",
             camera,
             f"red {seen:+.2f} against blue",
-            f"{expected:+.2f}",
-            "red and blue are exchanged: send RGB (OpenCV reads BGR), with the right encoding",
+            f"{expected:+.2f}" if known else f"not known; {USUAL_CAST:+.2f} in photographs on average",
+            "red and blue are exchanged: send RGB (OpenCV reads BGR), with the right encoding"
+            if known
+            else "unless the scene is bluish, red and blue are exchanged: send RGB (OpenCV reads BGR)",
         )

@@ -11,6 +11,7 @@ from pi0_control.doctor.findings import Finding
 from pi0_control.doctor.match import Match, Spread
 from pi0_control.doctor.numbers import (
     Numbers,
+    Vectors,
     beyond_limits,
     confusions,
     grippers,
@@ -60,7 +61,7 @@ def examine(config: PolicyConfig, stats: NormStats, recording: Recording | None 
     if recording is not None:
         state = replace(state, values=policy_states(recording.states, config))
         confused, found = confusions(state, state.expected)
-        findings += [*confused, *_ranges(state, found)]
+        findings += [*confused, *_ranges(state, found, _begin(recording, state, config))]
         if recording.actions is not None:
             action, more = _check_actions(config, state, action, recording, is_state_right=not confused)
             findings += more
@@ -100,13 +101,20 @@ def _expected_targets(config: PolicyConfig, state: Numbers, action: Numbers) -> 
     return Spread(np.where(is_delta, like_state.mean, like_action.mean), np.where(is_delta & is_rate, 0.0, std))
 
 
-def _ranges(numbers: Numbers, found: Match | None = None) -> list[Finding]:
+def _begin(recording: Recording, state: Numbers, config: PolicyConfig) -> Vectors:
+    """Where episodes begin, and the rest position, each [D], in the units of the statistics."""
+    assert state.values is not None
+    first = np.unique(recording.episode, return_index=True)[1]
+    return np.median(state.values[first], axis=0), policy_states(config.robot.home, config).astype(np.float64)
+
+
+def _ranges(numbers: Numbers, found: Match | None = None, begin: Vectors | None = None) -> list[Finding]:
     """Grippers, joints that stand still and joints out of range, where no confusion explains them."""
     if found is not None and (found.unit or found.groups):
         return []
-    inverted = [*grippers(numbers)]
-    explained = {*(found.flipped if found is not None else ()), *(index for index, _ in inverted)}
-    return [*(finding for _, finding in inverted), *standing(numbers), *out_of_range(numbers, explained)]
+    gripping = [*grippers(numbers, begin)]
+    explained = {*(found.flipped if found is not None else ()), *(index for index, _ in gripping)}
+    return [*(finding for _, finding in gripping), *standing(numbers), *out_of_range(numbers, explained)]
 
 
 def in_robot_order(recording: Recording, config: PolicyConfig) -> tuple[Recording, list[Finding]]:

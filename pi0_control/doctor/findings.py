@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Severity = Literal["error", "warning"]
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -19,7 +17,7 @@ class Finding:
         change: what to do about it.
     """
 
-    severity: Severity
+    severity: Literal["error", "warning"]
     name: str
     where: str
     seen: str

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pi0_control.doctor.findings import Finding, Severity
+from pi0_control.doctor.findings import Finding
 from pi0_control.doctor.match import STILL, UNITS, Match, Spread, match, misfit
 from pi0_control.policy.norm_stats import NormKind, VectorStats
 from pi0_control.robot import Joint
@@ -16,8 +16,10 @@ NORMAL_Q99 = 2.326  # standard deviations
 MARGIN = 0.02  # of that span, within which a value is not counted as outside
 FAR_OUTSIDE = 1.0  # spans between q01 and q99 that a value lies beyond them
 FAR_SHARE, OUTSIDE_SHARE = 0.05, 0.25  # of moments: far outside is wrong, outside may be; 2 % are expected
-BESIDE, FAR_BESIDE = 0.3, 0.5  # spans that the mean of a gripper is beside the expected one, where it is inverted
+BESIDE = 0.3  # spans that an inverted gripper is beside where it should be
 BAD = 3.0  # misfit of a gripper that has another range
+
+Vectors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Numbers:
         return Spread(self.stats.mean[:size], self.stats.std[:size])
 
     @property
-    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def bounds(self) -> Vectors:
         """Quantiles 1 % and 99 % that are expected, each [D]; of a normal distribution where there are none."""
         size, stats = len(self.joints), self.stats
         if stats.q01 is None or stats.q99 is None:
@@ -60,7 +62,7 @@ class Numbers:
         """Share of the values beyond the quantiles, [D]."""
         return (self.beyond() > MARGIN).mean(0)
 
-    def seen_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def seen_bounds(self) -> Vectors:
         """Quantiles 1 % and 99 % that were seen, each [D]."""
         assert self.values is not None
         low, high = np.quantile(self.values, (0.01, 0.99), axis=0)
@@ -152,24 +154,37 @@ def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match
     return findings, found
 
 
-def grippers(numbers: Numbers) -> Iterator[tuple[int, Finding]]:
-    """Grippers that are the other way round, or have another range; with their index."""
+def grippers(numbers: Numbers, begin: Vectors | None = None) -> Iterator[tuple[int, Finding]]:
+    """Grippers that are the other way round, or have another range; with their index.
+
+    How long a gripper is open depends on the task, so that alone says nothing: an inverted one also begins episodes
+    where the rest position of the robot file is not.
+
+    Args:
+        numbers: with values.
+        begin: where episodes begin, and the rest position, each [D]; None where that is not known.
+    """
     assert numbers.values is not None
     seen, expected = Spread.of(numbers.values), numbers.expected
     (low, high), (seen_low, seen_high) = numbers.bounds, numbers.seen_bounds()
-    as_is, size = misfit(seen, expected), np.maximum(high - low, TINY_SPAN)
-    beside, turned = (np.abs(mean - expected.mean) / size for mean in (seen.mean, low + high - seen.mean))
+
+    def is_turned(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.bool_]:
+        beside, turned = (np.abs(value - wanted) for value in (found, low + high - found))
+        return (beside > BESIDE * (high - low)) & (turned < beside / 2)
+
+    is_inverted = np.zeros(len(numbers.joints), np.bool_)
+    if begin is not None:
+        is_inverted = is_turned(seen.mean, expected.mean) & is_turned(*begin)
     for index, joint in enumerate(numbers.joints):
         if joint.kind != "gripper" or seen.std[index] <= STILL * expected.std[index]:
             continue
         ranges = span(seen_low[index], seen_high[index]), span(low[index], high[index])
         where = f"{numbers.where} {joint.name}"
-        if beside[index] > BESIDE and turned[index] < beside[index] / 3:
+        if is_inverted[index]:
             means = (f"{ranges[0]}, mostly {seen.mean[index]:.2g}", f"{ranges[1]}, mostly {expected.mean[index]:.2g}")
             change = f"open and closed seem exchanged: if so, send {low[index] + high[index]:.3g} minus the value"
-            severity: Severity = "error" if beside[index] > FAR_BESIDE else "warning"
-            yield index, Finding(severity, "gripper inverted", where, *means, change)
-        elif as_is[index] > BAD:
+            yield index, Finding("error", "gripper inverted", where, *means, change)
+        elif misfit(seen, expected)[index] > BAD:
             factor = (high[index] - low[index]) / max(seen_high[index] - seen_low[index], 1e-9)
             change = f"bring it into that range, perhaps times {factor:.3g}"
             yield index, Finding("error", "gripper range", where, *ranges, change)
