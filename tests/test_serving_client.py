@@ -152,6 +152,13 @@ def test_only_the_right_key_opens(monkeypatch: pytest.MonkeyPatch) -> None:
             assert policy.infer(observe()).horizon == 4
 
 
+def test_what_a_policy_moves_by_rates_is_told() -> None:
+    moving = HoldPolicy(ARM6, 4)
+    moving.rates = ARM6.joint_names[:6]
+    with serving(moving) as served, remote(served.url, rates=ARM6.joint_names[:6]) as policy:
+        assert policy.rates == ARM6.joint_names[:6]
+
+
 def test_another_robot_or_horizon_than_the_servers_is_refused() -> None:
     slower = replace(ARM6, joints=tuple(replace(joint, max_velocity=0.1) for joint in ARM6.joints))
     with serving(HoldPolicy(ARM6, 4)) as served:
@@ -159,9 +166,16 @@ def test_another_robot_or_horizon_than_the_servers_is_refused() -> None:
             assert (policy.robot, policy.execution_horizon) == (slower, 1)
         with pytest.raises(RobotMismatchError, match="droid"):
             RemotePolicy(served.url, robot=RobotSpec.from_yaml("droid"), connect_s=LIMIT_S)
-        for wrong in ({"horizon": 5}, {"execution_horizon": 5}, {"execution_horizon": 0}, {"deadline_s": 0.0}):
+        wrong: dict[str, Any]
+        for wrong in (
+            {"horizon": 5},
+            {"rates": ["waist"]},
+            {"execution_horizon": 5},
+            {"execution_horizon": 0},
+            {"deadline_s": 0.0},
+        ):
             with pytest.raises(ConfigError, match="expected"):
-                RemotePolicy(served.url, connect_s=LIMIT_S, **wrong)  # type: ignore[arg-type]
+                RemotePolicy(served.url, connect_s=LIMIT_S, **wrong)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://localhost", "ws://", "ws://localhost:port", ""])

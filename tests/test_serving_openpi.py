@@ -120,8 +120,7 @@ def test_what_openpis_server_does_not_tell_is_asked_for() -> None:
     with scripted(openpis_server) as url:
         with pytest.raises(ConfigError, match="robot and horizon"):
             RemotePolicy(url, robot=ARM6)
-        with (
-            RemotePolicy(url, robot=ARM6, horizon=6) as policy,
-            pytest.raises(RemoteError, match=r"\[5, 7\].*\[6, 7\]"),
-        ):
-            policy.infer(observe())
+        with RemotePolicy(url, robot=ARM6, horizon=6, rates=ARM6.joint_names) as policy:
+            assert policy.rates == ARM6.joint_names
+            with pytest.raises(RemoteError, match=r"\[5, 7\].*\[6, 7\]"):
+                policy.infer(observe())

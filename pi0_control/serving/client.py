@@ -46,6 +46,7 @@ class RemotePolicy:
         robot: the robot that will be driven; checked against the one the policy was made for.
         horizon: actions per chunk, where the server does not tell.
         execution_horizon: how many of them to play; what the server recommends, else the horizon.
+        rates: joints whose actions are velocities or steps, where the server does not tell.
         deadline_s: how long ``infer`` may take, reconnections included.
         connect_s: how long to wait for a server that is not there yet.
         api_key: sent to the server; what the environment's ``PI0_API_KEY`` says if None.
@@ -65,6 +66,7 @@ class RemotePolicy:
         robot: RobotSpec | None = None,
         horizon: int | None = None,
         execution_horizon: int | None = None,
+        rates: Sequence[str] = (),
         deadline_s: float = 2.0,
         connect_s: float = 30.0,
         api_key: str | None = None,
@@ -82,7 +84,7 @@ class RemotePolicy:
             self.metadata = _unpack(self._link.greet(connect_s), url)
             announced = Announcement.from_message(self.metadata)
             self._is_ours = announced is not None
-            self._policy = _settle(announced, robot, horizon, execution_horizon)
+            self._policy = _settle(announced, robot, horizon, execution_horizon, tuple(rates))
         except BaseException:
             self.close()
             raise
@@ -104,7 +106,7 @@ class RemotePolicy:
 
     @property
     def rates(self) -> tuple[str, ...]:
-        """Joints whose actions are velocities or steps, 0 to stand still, and no positions; a server of ours tells."""
+        """Joints whose actions are velocities or steps, 0 to stand still, and no positions."""
         return self._policy.rates
 
     def check(self, observation: Observation) -> None:
@@ -192,7 +194,11 @@ class RemotePolicy:
 
 
 def _settle(
-    announced: Announcement | None, robot: RobotSpec | None, horizon: int | None, execution_horizon: int | None
+    announced: Announcement | None,
+    robot: RobotSpec | None,
+    horizon: int | None,
+    execution_horizon: int | None,
+    rates: tuple[str, ...],
 ) -> Announcement:
     """What is played, from what the server told and what was given.
 
@@ -202,9 +208,11 @@ def _settle(
     if announced is None:
         if robot is None or horizon is None:
             raise ConfigError("The server does not tell its robot and horizon; expected them as arguments.")
-        announced = Announcement(robot, horizon, horizon)
+        announced = Announcement(robot, horizon, horizon, rates=rates)
     elif horizon not in (None, announced.horizon):
         raise ConfigError(f"The horizon is {horizon}; expected the server's {announced.horizon}.")
+    elif rates and {*rates} != {*announced.rates}:
+        raise ConfigError(f"The rates are {list(rates)}; expected the server's {list(announced.rates)}.")
     if robot is not None:
         check_robot(announced.robot, robot, announced.required_cameras)
     return replace(
