@@ -9,6 +9,7 @@ from policy_parts import ARM6, TINY
 
 from pi0_control.doctor import Recording, examine
 from pi0_control.doctor.actions import predicted
+from pi0_control.errors import CheckpointError
 from pi0_control.policy import NormStats, PolicyConfig, VectorStats
 from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.train.dataset import Dataset
@@ -37,7 +38,7 @@ def record(seed: int) -> Recording:
     }
     numbers = (np.concatenate(values).astype(np.float32) for values in (states, actions))
     names = ARM6.joint_names
-    return Recording("test", *numbers, np.arange(EPISODES).repeat(LENGTH), 20.0, names, names, images, ("go",))
+    return Recording("test", *numbers, np.arange(EPISODES).repeat(LENGTH), 20.0, names, names, images)
 
 
 def stats_of(values: np.ndarray) -> VectorStats:
@@ -215,6 +216,12 @@ def test_without_camera_stats_bluish_images_are_a_warning(sound: Case) -> None:
     findings = examine(swapped.config, swapped.stats, swapped.recording).findings
     assert {(each.severity, each.name) for each in findings} == {("warning", "swapped channels")}
     assert len(findings) == len(ARM6.cameras)
+
+
+def test_statistics_of_fewer_joints_are_refused(sound: Case) -> None:
+    short = VectorStats(np.zeros(3), np.ones(3))
+    with pytest.raises(CheckpointError, match="The statistics of actions have 3 entries; expected one for each of"):
+        examine(sound.config, replace(sound.stats, actions=short))
 
 
 def test_joints_without_actions_are_left_out(sound: Case) -> None:

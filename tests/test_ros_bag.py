@@ -91,6 +91,12 @@ def test_cameras_may_have_any_topic_and_bags_any_storage(tmp_path: Path) -> None
     assert {*read_bag(path, ROBOT, {"wrist": "realsense/color"}).images} == {"wrist"}
 
 
+def test_a_topic_at_the_root_goes_before_one_in_a_namespace(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", {"/joint_states": states()[:50], "/arm/joint_states": states()})
+    for topic, count in (("joint_states", 50), ("/joint_states", 50), ("/arm/joint_states", 100)):
+        assert len(read_bag(bag, ROBOT, {}, topic).states) == count
+
+
 def test_moments_without_every_joint_are_left_as_not_a_number(tmp_path: Path) -> None:
     alone = [joints(START + 5 * MS + 10 * MS * index, ["grip"], np.ones(1)) for index in range(100)]
     recording = read_bag(write_bag(tmp_path / "bag", {"joint_states": states() + alone}), ROBOT, {})

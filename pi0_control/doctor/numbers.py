@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pi0_control.doctor.findings import Finding
 from pi0_control.doctor.match import STILL, UNITS, Match, Spread, match, misfit
+from pi0_control.errors import CheckpointError
 from pi0_control.policy.norm_stats import NormKind, VectorStats
 from pi0_control.robot import Joint
 
@@ -31,12 +32,22 @@ class Numbers:
         joints: D of them.
         stats: of at least D entries.
         values: float32 [N, D], finite, in the units of the statistics; None where nothing was recorded.
+
+    Raises:
+        CheckpointError: there are statistics of fewer joints.
     """
 
     where: str
     joints: Sequence[Joint]
     stats: VectorStats
     values: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.stats.mean) < len(self.joints):
+            names = [joint.name for joint in self.joints]
+            raise CheckpointError(
+                f"The statistics of {self.where} have {len(self.stats.mean)} entries; expected one for each of {names}."
+            )
 
     @property
     def expected(self) -> Spread:

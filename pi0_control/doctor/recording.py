@@ -20,7 +20,6 @@ class Recording:
         state_names: of the D numbers; empty where they have none.
         action_names: of the D' numbers; empty where they have none.
         images: a few pictures by camera, RGB uint8 [H, W, 3]; none of a camera that cannot be read.
-        prompts: every distinct instruction.
     """
 
     source: str
@@ -31,7 +30,6 @@ class Recording:
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
     images: Mapping[str, Sequence[NDArray[np.uint8]]] = field(default_factory=dict)
-    prompts: tuple[str, ...] = ()
 
     def action_chunks(self, frames: NDArray[np.int64], horizon: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Actions [B, horizon, D'] from each of the moments [B] on, and which of them [B, horizon] there really are."""

@@ -32,10 +32,10 @@ def read_bag(
     control rate, or N times as much where they were interpolated; otherwise every joint state is a moment.
 
     Args:
-        path: of the folder of a rosbag2, or a file of one.
+        path: of the folder of a rosbag2.
         robot: whose joints are looked for by name.
         cameras: topic of a camera of the robot, where that is not ``<camera>/image_raw`` or ``.../compressed``.
-        joint_states: topic of the joints; a topic is found in any namespace.
+        joint_states: topic of the joints; a topic is found in any namespace where it is not at the root.
         commands: topic of the commands, as JointState.
 
     Raises:
@@ -93,9 +93,10 @@ def _interpolation(due: NDArray[np.int64], robot: RobotSpec) -> int:
 
 
 def _find(bag: AnyReader, topic: str, types: Sequence[str]) -> Connection | None:
-    """The topic of that name in whatever namespace; DatasetError when there are several or it has another type."""
-    name = topic.strip("/")
-    found = [each for each in bag.connections if name and f"/{each.topic.strip('/')}".endswith(f"/{name}")]
+    """The topic of that name, or in whatever namespace; DatasetError when there are several or it has another type."""
+    name = f"/{topic.strip('/')}"
+    found = [each for each in bag.connections if topic and f"/{each.topic.strip('/')}".endswith(name)]
+    found = [each for each in found if f"/{each.topic.strip('/')}" == name] or found
     topics = sorted({each.topic for each in found})
     if len(topics) > 1:
         raise DatasetError(f"Topic {topic!r} could be any of {topics}; give one of them in full.")

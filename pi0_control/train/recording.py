@@ -35,7 +35,6 @@ def read_recording(root: Path, cameras: Mapping[str, str]) -> Recording:
             called.get(camera, camera): [image for look in looks for image in look.images[camera]]
             for camera in dataset.cameras
         },
-        prompts=dataset.tasks,
     )
 
 
