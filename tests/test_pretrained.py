@@ -167,6 +167,9 @@ def test_the_tokenizer_is_in_beside_or_given(openpi: Path, tmp_path: Path) -> No
         ({**OURS, "cameras": ["a"]}, ConfigError, r"cameras is \['a'\]; expected the robot's camera"),
         ({**OURS, "cameras": {"base_0_rgb": "top"}}, ConfigError, "expected distinct cameras"),
         ({**OURS, "robot": "nobody"}, ConfigError, "No robot file 'nobody'"),
+        ({**OURS, "robot": "x" * 300}, ConfigError, "No robot file|do not fit"),
+        ({**OURS, "uncommanded": 3}, ConfigError, "do not fit"),
+        ({"preset": []}, ConfigError, r"begins with preset \[\]"),
         ({**OURS, "robot": 3}, ConfigError, "settings' robot has int"),
         ({**OURS, "action_space": "ee_delta"}, ConfigError, r"action_space is 'ee_delta'; expected one of"),
         ({**OURS, "delta_mask": [True]}, ConfigError, "expected 7 booleans"),
@@ -288,6 +291,12 @@ def test_a_damaged_processor_is_refused(lerobot: Path, tmp_path: Path, edit: dic
     change(directory, "policy_preprocessor.json", lambda values: values.update(steps=3))
     with pytest.raises(CheckpointError, match="no list of steps"):
         read_policy(directory, robot=ARM6)
+
+
+def test_lerobot_s_pi05_may_have_no_state_in_its_prompt(lerobot: Path) -> None:
+    """As converted from pi05_libero, which no file of LeRobot's tells."""
+    config = read_policy(lerobot, {"discrete_state_input": False}, ARM6).config
+    assert (config.prompt_format, config.discrete_state_input, config.norm) == ("pi0", False, "quantile")
 
 
 def test_what_lerobot_is_told_comes_back(tmp_path: Path) -> None:

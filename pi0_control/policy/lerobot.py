@@ -22,6 +22,7 @@ from pi0_control.policy.norm_stats import LEROBOT_EPS, LEROBOT_FEATURES, NormSta
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMS = {"MEAN_STD": "z_score", "QUANTILES": "quantile", "MIN_MAX": "min_max"}
 PROMPTS = {"pi0": "lerobot_pi0", "pi05": "pi05"}
+LONGEST_NAME = 255  # of any file
 MEMORIES = ("use_visual_memory", "use_proprioceptive_memory")
 SAME_NAMES = {"num_inference_steps": "num_steps", "n_action_steps": "execution_horizon"}
 SAME_NAMES |= {"rtc_training_max_delay": "rtc_max_delay"}
@@ -114,7 +115,7 @@ def _statistics(checkpoint: Checkpoint, features: tuple[str, ...]) -> dict[str, 
         state_file = _steps(directory / file, "state_file").get(name)
         if state_file is None:
             continue
-        if not isinstance(state_file, str) or Path(state_file).name != state_file:
+        if not isinstance(state_file, str) or Path(state_file).name != state_file or len(state_file) > LONGEST_NAME:
             raise CheckpointError(f"{directory / file} has state_file {state_file!r}; expected a name beside it.")
         tensors = SafetensorsFile(directory / state_file)
         names = [each for each in tensors.shapes if each.startswith(features)]

@@ -101,15 +101,13 @@ class Pi0Policy:
     ) -> None:
         if model.config != config.model:
             raise ConfigError("The network was built with another configuration than the policy's 'model' part.")
-        if dtype not in DTYPES:
-            raise ConfigError(f"No dtype {dtype!r}; available: {sorted(DTYPES)}.")
         self.config = config
         self.rtc = rtc or RtcConfig()
         self.rtc.check(config)
         self.robot = config.robot
         self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
         self.device = resolve_device(device)
-        self.model = model.cast(DTYPES[dtype]).to(self.device).eval()
+        self.model = model.cast(_torch_dtype(dtype)).to(self.device).eval()
         self._sample = FastSampler(self.model, config.num_steps)
         self._generator = torch.Generator().manual_seed(0)
 
@@ -146,9 +144,7 @@ class Pi0Policy:
             PolicyTransforms(config, files.norm_stats, pieces)
         except ConfigError as error:
             raise CheckpointError(f"The files of policy {files.directory} do not fit together: {error}") from error
-        if dtype not in DTYPES:
-            raise ConfigError(f"No dtype {dtype!r}; available: {sorted(DTYPES)}.")
-        model = Pi0.empty(config.model, DTYPES[dtype], resolve_device(device))
+        model = Pi0.empty(config.model, _torch_dtype(dtype), resolve_device(device))
         files.checkpoint.load(model)
         policy = cls(model, config, files.norm_stats, pieces, device, dtype, rtc)
         policy.robot = robot or config.robot
@@ -306,6 +302,12 @@ def load_policy(
     if name == "hold":
         return HoldPolicy(robot or RobotSpec.from_yaml("arm6"))
     return Pi0Policy.from_pretrained(name, device, dtype, robot, rtc, policy_config, asset, tokenizer)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"No dtype {name!r}; available: {sorted(DTYPES)}.")
+    return DTYPES[name]
 
 
 def resolve_device(name: str) -> torch.device:

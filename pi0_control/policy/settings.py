@@ -59,7 +59,7 @@ def read_settings(given: str | Path | Mapping[str, Any] | None) -> Settings:
     if not isinstance(values.get("model", {}), Mapping) or values.get("format_version", 1) != FORMAT_VERSION:
         raise ConfigError(f"{source} has a model that is no object, or another format_version than {FORMAT_VERSION}.")
     base = values.get("preset")
-    if base is not None and base not in bundled:
+    if base is not None and base not in [*bundled]:
         raise ConfigError(f"{source} begins with preset {base!r}; expected one of {sorted(bundled)}.")
     return merge(bundled[base] if base else {}, values)
 
@@ -85,10 +85,21 @@ def build_config(
         ConfigError: something remains unknown (all of it is listed), or settings do not fit together or the sizes.
         CheckpointError: the files do not fit together.
     """
+    try:
+        return _build(settings, files, checkpoint, robot)
+    except (OSError, TypeError, ValueError) as error:  # nested values of a wrong type, names that no file can have
+        raise ConfigError(f"The settings for {checkpoint.directory} do not fit: {error}.") from error
+
+
+def _build(
+    settings: Mapping[str, Any], files: Mapping[str, Any], checkpoint: Checkpoint, driven: RobotSpec | None
+) -> PolicyConfig:
     values = merge(files, settings)
     model = _model(values["model"], checkpoint)
-    values["robot"] = _robot(values.get("robot"), robot)
-    values["cameras"] = _cameras(settings.get("cameras"), files.get("cameras"), values["robot"])
+    if "discrete_state_input" in settings and "prompt_format" not in settings:
+        values.pop("prompt_format", None)  # follows
+    robot = values["robot"] = _robot(values.get("robot"), driven)
+    cameras = values["cameras"] = _cameras(settings.get("cameras"), files.get("cameras"), robot)
     _derive(values, is_pi05=checkpoint.config.state_input == "none")
     horizon_is_open = "action_horizon" in checkpoint.assumed and "action_horizon" not in values["model"]
     unknown = [
@@ -96,20 +107,16 @@ def build_config(
         for name, what in UNKNOWN.items()
         if (horizon_is_open if name == "model.action_horizon" else values.get(name) is None)
     ]
-    if unknown:
+    if unknown or robot is None or cameras is None:
         raise ConfigError(
             f"The checkpoint {checkpoint.directory} does not tell {', '.join(unknown)}; say it in a policy.json beside "
             f"it or in a policy config, a file with these entries or one of the presets {sorted(presets())}."
         )
-    robot, cameras = values["robot"], values["cameras"]
-    model = replace(model, num_cameras=max(1, len(cameras)))
+    model = replace(model, num_cameras=len(cameras))
     rest = {name: value for name, value in values.items() if name not in ("model", "robot", "cameras", *EXTRA_KEYS)}
-    try:
-        usual = {name: tuple(values[name]) for name in ("rates", "uncommanded", "delta_mask") if name in values}
-        plain = PolicyConfig.for_robot(robot, model, values["action_space"], cameras=cameras, **usual)
-        return PolicyConfig.from_dict({**plain.to_dict(), **rest})
-    except (TypeError, ValueError) as error:  # nested values of a wrong type
-        raise ConfigError(f"The settings for {checkpoint.directory} do not fit: {error}.") from error
+    usual = {name: tuple(values[name]) for name in ("rates", "uncommanded", "delta_mask") if name in values}
+    plain = PolicyConfig.for_robot(robot, model, values["action_space"], cameras=cameras, **usual)
+    return PolicyConfig.from_dict({**plain.to_dict(), **rest})
 
 
 def _read_file(path: Path, bundled: list[str]) -> Any:
