@@ -74,6 +74,8 @@ def test_sizes_that_do_not_exist_are_refused() -> None:
         Workload("pi0", prompt_tokens=49)
     with pytest.raises(ConfigError, match="--calls is 0"):
         bench(calls=0)
+    with pytest.raises(ConfigError, match="--threads is 0"):
+        bench(threads=0)
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

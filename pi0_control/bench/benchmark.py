@@ -22,7 +22,9 @@ ONE_STEP = "ours, one step"  # what it lacks of ours are the other steps
 
 
 @torch.no_grad()
-def benchmark(workload: Workload, calls: int, peer: str | None = None, plain: bool = False) -> dict[str, Any]:
+def benchmark(
+    workload: Workload, calls: int, peer: str | None = None, plain: bool = False, threads: int | None = None
+) -> dict[str, Any]:
     """Measure a workload.
 
     Args:
@@ -31,10 +33,13 @@ def benchmark(workload: Workload, calls: int, peer: str | None = None, plain: bo
         peer: ``openpi``, on views of the same weights, with the same noise and inputs: once padded, as it always
             runs, and once given the valid tokens only.
         plain: also the plain sampler, :func:`sample_actions`.
+        threads: of the processor, for the whole process; as it is if None.
 
     Raises:
         ConfigError: the peer is not installed or has no such model.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     model, device = workload.model(), torch.device(workload.device)
     inputs, noise = workload.inputs()
     limits = roofline(device, DTYPES[workload.dtype])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-STAGES = {"vision": "#4c78a8", "prefill": "#72b7b2", "denoise": "#f58518"}
+STAGES = {"vision": "#4c78a8", "prefill": "#72b7b2", "prefix": "#9d9ccf", "denoise": "#f58518"}  # prefix: both before
 OTHER, FLOOR = "#bab0ac", "#e45756"
 WIDTH, LEFT, ROW, TOP = 900, 210, 46, 74
 

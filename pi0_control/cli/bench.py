@@ -40,8 +40,6 @@ def bench(
         plain: also run the plain sampler that the fast one is tested against.
         out: folder for bench.json and bench.svg.
     """
-    import torch
-
     from pi0_control.bench.benchmark import benchmark
     from pi0_control.bench.chart import chart
     from pi0_control.bench.workload import Workload
@@ -49,11 +47,12 @@ def bench(
 
     if calls < 1:
         raise ConfigError(f"--calls is {calls}; expected 1 or more.")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads is {threads}; expected 1 or more.")
     resolve_device(device)
     dtype = dtype or ("float32" if variant == "mini" else "bfloat16")
-    result = benchmark(Workload(variant, views, prompt_tokens, steps, horizon, dtype, device), calls, peer, plain)
+    workload = Workload(variant, views, prompt_tokens, steps, horizon, dtype, device)
+    result = benchmark(workload, calls, peer, plain, threads)
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / "bench.svg").write_text(chart(result), encoding="utf-8")
