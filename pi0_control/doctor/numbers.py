@@ -60,8 +60,10 @@ class Numbers:
         """Quantiles 1 % and 99 % that are expected, each [D]; of a normal distribution where there are none."""
         size, stats = len(self.joints), self.stats
         if stats.q01 is None or stats.q99 is None:
-            return tuple((stats.mean + sign * NORMAL_Q99 * stats.std)[:size] for sign in (-1, 1))  # type: ignore[return-value]
-        return stats.q01[:size], stats.q99[:size]
+            low, high = stats.mean - NORMAL_Q99 * stats.std, stats.mean + NORMAL_Q99 * stats.std
+        else:
+            low, high = stats.q01, stats.q99
+        return low[:size], high[:size]
 
     def beyond(self) -> NDArray[np.float64]:
         """How many spans between the quantiles every value lies beyond them, [N, D]; below 0 inside."""
@@ -121,48 +123,39 @@ def beyond_limits(numbers: Numbers) -> Iterator[Finding]:
 def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match]:
     """Wrong units, orders and signs, where another one fits ``expected`` clearly better."""
     assert numbers.values is not None
-    kinds = np.array([joint.kind for joint in numbers.joints])
-    seen, names = Spread.of(numbers.values), [joint.name for joint in numbers.joints]
-    found = match(seen, expected, kinds == "revolute", kinds == "gripper")
-    findings = []
-    if found.unit:
-        size = [np.median(np.abs(spread.mean[kinds == "revolute"])) for spread in (seen, expected)]
-        findings.append(
-            Finding(
-                "error",
-                "degrees and radians",
-                numbers.where,
-                f"{found.unit}, about {size[0]:.3g}",
-                f"about {size[1]:.3g}",
-                f"multiply the angles by {UNITS[found.unit]:.6g}",
-            )
-        )
-    for group in found.groups:
-        places = sorted(found.column[list(group)].tolist())
-        holder = {int(found.column[index]): index for index in group}
-        like = [("-" if found.sign[holder[place]] < 0 else "") + names[holder[place]] for place in places]
-        findings.append(
-            Finding(
-                "error",
-                "joint order",
-                numbers.where,
-                f"in the places of {', '.join(names[place] for place in places)}: what looks like {', '.join(like)}",
-                "the order of the robot file",
-                "send the joints in that order",
-            )
-        )
+    is_angle, is_gripper = (
+        np.array([joint.kind == kind for joint in numbers.joints]) for kind in ("revolute", "gripper")
+    )
+    seen = Spread.of(numbers.values)
+    found = match(seen, expected, is_angle, is_gripper)
+    findings = [_wrong_unit(numbers, found.unit, seen[is_angle], expected[is_angle])] if found.unit else []
+    findings += [_wrong_order(numbers, found, group) for group in found.groups]
     for index in found.flipped:
-        findings.append(
-            Finding(
-                "error",
-                "sign",
-                f"{numbers.where} {names[index]}",
-                f"about {seen.mean[index]:.3g}",
-                f"about {expected.mean[index]:.3g}",
-                "turn the sign of this joint, in states and actions",
-            )
-        )
+        where = f"{numbers.where} {numbers.joints[index].name}"
+        means = f"about {seen.mean[index]:.3g}", f"about {expected.mean[index]:.3g}"
+        findings.append(Finding("error", "sign", where, *means, "turn the sign of this joint, in states and actions"))
     return findings, found
+
+
+def _wrong_unit(numbers: Numbers, unit: str, seen: Spread, expected: Spread) -> Finding:
+    sizes = [f"about {np.median(np.abs(spread.mean)):.3g}" for spread in (seen, expected)]
+    change = f"multiply the angles by {UNITS[unit]:.6g}"
+    return Finding("error", "degrees and radians", numbers.where, f"{unit}, {sizes[0]}", sizes[1], change)
+
+
+def _wrong_order(numbers: Numbers, found: Match, group: Sequence[int]) -> Finding:
+    names = [joint.name for joint in numbers.joints]
+    holder = {int(found.column[index]): index for index in group}  # what the number in a place looks like
+    places = sorted(holder)
+    like = [("-" if found.sign[holder[place]] < 0 else "") + names[holder[place]] for place in places]
+    return Finding(
+        "error",
+        "joint order",
+        numbers.where,
+        f"in the places of {', '.join(names[place] for place in places)}: what looks like {', '.join(like)}",
+        "the order of the robot file",
+        "send the joints in that order",
+    )
 
 
 def grippers(numbers: Numbers, begin: Vectors | None = None) -> Iterator[tuple[int, Finding]]:

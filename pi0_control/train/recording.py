@@ -34,6 +34,7 @@ def read_recording(root: Path, cameras: Mapping[str, str]) -> Recording:
         images={
             called.get(camera, camera): [image for look in looks for image in look.images[camera]]
             for camera in dataset.cameras
+            if camera in called or camera not in cameras
         },
     )
 
