@@ -20,6 +20,7 @@ from pi0_control.ros.qos import LATCHED
 NODE = "/policy_node"
 SCRIPT = Path(__file__).with_name("ros_policy_process.py")
 EVERY = ("use_sim_time:=true", "qos_overrides./joint_commands.publisher.depth:=1000")  # no command is lost
+EVERY += ("safety.tracking_fault_s:=3000.0",)  # this process, and the robot in it, may be slow
 
 
 class Bench:
