@@ -232,6 +232,15 @@ def change(directory: Path, name: str, edit: Callable[[dict[str, Any]], Any]) ->
     (directory / name).write_text(json.dumps(values))
 
 
+def test_lerobot_s_settings_may_be_null(lerobot: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(lerobot, directory)
+    for name in ("empty_cameras", "n_action_steps", "chunk_size"):
+        change(directory, "config.json", lambda values, name=name: values.update({name: None}))
+    settings = {"model": {"action_horizon": 8}}
+    assert read_policy(directory, settings, ARM6).config.execution_horizon == 4
+
+
 def test_lerobot_s_relative_actions_leave_named_joints_absolute(tmp_path: Path) -> None:
     names = [f"{name}.pos" for name in ARM6.joint_names]
     relative = {"use_relative_actions": True, "relative_exclude_joints": ["GRIPPER"], "action_feature_names": names}

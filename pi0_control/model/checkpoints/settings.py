@@ -57,7 +57,7 @@ def apply_lerobot(settings: Mapping[str, Any], sizes: SizesOf, path: Path) -> No
         raise CheckpointError(f"{path} has input_features {features!r:.80}; expected an object.")
     cameras = [name for name, feature in features.items() if isinstance(feature, Mapping) and _is_image(feature)]
     if cameras:
-        empty = _whole_numbers({"empty_cameras": 0, **settings}, {"empty_cameras": "empty"}, path, least=0)["empty"]
+        empty = _whole_numbers(settings, {"empty_cameras": "empty"}, path, least=0).get("empty", 0)
         listed = sum("empty_camera" in name for name in cameras)
         sizes.tell(num_cameras=len(cameras) + max(0, empty - listed))
 
