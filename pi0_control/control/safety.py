@@ -347,7 +347,7 @@ class Safety:
 
 
 def _any(chosen: NDArray[np.bool_]) -> bool:
-    return np.count_nonzero(chosen) > 0  # ndarray.any takes three times as long
+    return bool(np.count_nonzero(chosen))  # ndarray.any takes three times as long
 
 
 def _bound(values: Array, lower: Array, upper: Array) -> Array:
