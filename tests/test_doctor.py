@@ -144,6 +144,7 @@ FAULTS: dict[str, tuple[Callable[[Case], Case], str, str]] = {
     "sign": (lambda c: c.joint(2, -1), "sign", "state elbow about -1.7 about 1.7"),
     "gripper inverted": (with_gripper_inverted, "gripper inverted", "minus the value"),
     "gripper in percent": (lambda c: c.joint(6, 100), "gripper range", "perhaps times 0.01"),
+    "gripper in metres": (lambda c: c.joint(6, 0.085), "gripper range", "perhaps times 11.8"),
     "zero elsewhere": (lambda c: c.joint(2, 1, 0.8), "out of range", "100% outside"),
     "joint stands still": (lambda c: c.joint(4, 0, -0.6), "constant", "-0.6 throughout"),
     "half the rate": (lambda c: c.recorded(rate_hz=10.0), "rate", "10 Hz 20 Hz"),

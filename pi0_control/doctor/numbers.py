@@ -179,6 +179,7 @@ def grippers(numbers: Numbers, begin: Vectors | None = None) -> Iterator[tuple[i
     is_inverted = np.zeros(len(numbers.joints), np.bool_)
     if begin is not None:
         is_inverted = is_turned(seen.mean, expected.mean) & is_turned(*begin)
+        is_inverted &= seen_high - seen_low > BESIDE * (high - low)  # otherwise it has another range
     for index, joint in enumerate(numbers.joints):
         if joint.kind != "gripper" or seen.std[index] <= STILL * expected.std[index]:
             continue
