@@ -57,6 +57,21 @@ def test_it_answers_what_the_agent_does(strategy: str) -> None:
         sets.lock_step.restart()
 
 
+def test_a_clock_that_went_back_before_the_first_answer_changes_nothing_after_it() -> None:
+    straight, back = Sets(), Sets()
+    back.flight.pilot.step(0.0, 2 * back.flight.clock_ns)
+    for sets in (straight, back):
+        sets.flight.pilot.enable()
+    assert back.send() == []
+    for _ in range(40):
+        answers = [sets.send() for sets in (straight, back)]
+        ((command, _),), ((again, _),) = answers
+        assert (command.stamp_s, command.positions.tolist()) == (again.stamp_s, again.positions.tolist())
+        for sets in (straight, back):
+            sets.flight.pose = command.positions
+            sets.flight.clock_ns += DT_NS
+
+
 def test_a_set_that_is_repeated_gets_the_same_answer_without_an_inference() -> None:
     sets = Sets()
     sets.flight.pilot.enable()

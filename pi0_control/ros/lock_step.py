@@ -10,8 +10,8 @@ from pi0_control.types import Command
 class LockStep:
     """Asks the pilot once per set; the same inputs give the same commands, bit for bit.
 
-    The n-th set since :meth:`restart` is taken for the time n control periods, all of it fresh. A set that is there
-    again, because the answer was lost, gets the answer it had.
+    The n-th set answered since :meth:`restart` is taken for the time n control periods, all of it fresh. A set that is
+    there again, because the answer was lost, gets the answer it had.
     """
 
     def __init__(self, pilot: Pilot) -> None:
@@ -41,6 +41,10 @@ class LockStep:
         for stream, waiting in messages.items():
             self._pilot.inputs.put(stream, waiting, stamp_ns, now_s)
         command = self._pilot.step(now_s, stamp_ns)
-        self._steps += 1
-        self._answer = None if command is None else (command, stamp_ns)
+        if command is None:  # no pose was measured yet, as when the clock has just gone back: as if nobody had asked
+            self._pilot.safety.reset()
+            self._answer = None
+        else:
+            self._steps += 1
+            self._answer = command, stamp_ns
         return self._answer
