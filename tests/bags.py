@@ -20,8 +20,8 @@ def header(stamp_ns: int) -> Any:
 
 
 def joints(stamp_ns: int, names: Sequence[str], positions: np.ndarray) -> Any:
-    nothing = np.zeros(0)
-    return TYPES["sensor_msgs/msg/JointState"](header(stamp_ns), list(names), np.asarray(positions, float), nothing, nothing)
+    values, nothing = np.asarray(positions, float), np.zeros(0)
+    return TYPES["sensor_msgs/msg/JointState"](header(stamp_ns), list(names), values, nothing, nothing)
 
 
 def image(stamp_ns: int, picture: np.ndarray, encoding: str = "rgb8") -> Any:
