@@ -136,7 +136,7 @@ def test_a_chunk_is_refused_that_is_not_asked_for_not_finite_or_over() -> None:
         (replace(counting_chunk(DT_S), actions=np.full((HORIZON, 2), np.inf, np.float32)), "not all its actions are"),
     ):
         player.begin(DT_S, seen(DT_S))
-        player.load(chunk, DT_S)
+        assert not player.load(chunk, DT_S)
         assert words in player.reason
     player.begin(DT_S, seen(DT_S))
     assert due(player, 4 * DT_S) == 4

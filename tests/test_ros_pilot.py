@@ -1,6 +1,7 @@
 """The loop without ROS: holds with a reason, recovers, and never lets the arm jump."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,22 @@ def test_a_late_inference_is_given_up_and_its_chunk_refused() -> None:
     assert command.status == "tracking"
     assert len(flight.pilot.policy.observations) == inferred + 2  # type: ignore[attr-defined]
     assert not flight.pilot.safety.fault
+    flight.check_commands()
+
+
+def test_a_chunk_of_another_observation_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    flight = flying()
+    policy = flight.pilot.policy
+    infer = policy.infer
+    monkeypatch.setattr(policy, "infer", lambda *seen, **options: replace(infer(*seen, **options), start_s=0.0))
+    command = flight.step(40)
+    assert command is not None
+    assert command.status == "holding"
+    assert not flight.pilot.has_new_chunk
+    monkeypatch.undo()
+    command = flight.step(3)
+    assert command is not None
+    assert command.status == "tracking"
     flight.check_commands()
 
 

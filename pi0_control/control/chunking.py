@@ -218,17 +218,20 @@ class ChunkPlayer:
         self._inference = _Inference(self._next, observation.stamp_s, observation.prompt, prefix)
         return prefix
 
-    def load(self, chunk: ActionChunk, now_s: float) -> None:
+    def load(self, chunk: ActionChunk, now_s: float) -> bool:
         """The chunk of the inference under way has come; its actions from the present step of the plan on are played.
 
         Refused, with the reason in :attr:`reason`, are a chunk of another observation than that of the inference under
         way (late, twice or out of order), of a former prompt if these are dropped, of numbers that are not finite, and
         one without an action left to play.
+
+        Returns:
+            whether it is played.
         """
         inference, self.last_seam_jump = self._inference, None
         if inference is None or chunk.start_s != inference.stamp_s or chunk.prompt not in ("", inference.prompt):
             self._tell("chunk refused: it is not of the inference under way")
-            return
+            return False
         self._inference = None
         step = self._advance(now_s)
         if self._origin_s is not None and step > self._end:
@@ -239,6 +242,7 @@ class ChunkPlayer:
             self._tell(f"chunk refused: {refusal}")
         else:
             self._adopt(plan, chunk.dt_s)
+        return not refusal
 
     def abandon(self) -> None:
         """The inference under way failed or takes too long; its chunk will be refused."""

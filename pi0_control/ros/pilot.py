@@ -218,11 +218,14 @@ class Pilot:
             self.player.abandon()
             return
         chunk = inference.chunk.result()
-        self.player.load(chunk, now_s)
+        self.has_new_chunk = self.player.load(chunk, now_s)
+        if self.has_new_chunk:
+            self.chunk_stamp_ns = inference.stamp_ns
+        else:
+            self.player.abandon()  # of another observation than was asked about: do not wait for the right one
         self.timing_ms = dict(chunk.timing_ms)
         jump = self.player.last_seam_jump
         self.seam_jump = 0.0 if jump is None else float(jump.max())
-        self.has_new_chunk, self.chunk_stamp_ns = True, inference.stamp_ns
 
     def _take(self, command: Command | None) -> Command | None:
         """Remember the command; nothing is commanded once a disabled arm stands."""
