@@ -31,7 +31,7 @@ from pi0_control.types import ActionChunk, Observation
 LIBERO = RobotSpec.from_yaml("libero")
 HAND, FINGERS = LIBERO.joint_names[:6], LIBERO.joint_names[6:]
 FRAME = "base_link"
-TWIST = np.array([0.5, -0.25, 0.125, 1.0, -2.0, 0.5])
+TWIST = np.array([0.5, -0.25, 0.125, 1.0, -0.75, 0.5])
 PARAMETERS = {"output": "twist", "twist_frame": FRAME, "ee_pose_joints": " ".join(HAND)}
 PARAMETERS |= {"prompt": "go", "enabled": True, "safety.max_state_age_s": 0.6}
 DEFAULTS = {name: entry.default for name, entry in TABLE.items()}
