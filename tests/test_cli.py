@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from serving_parts import serving
 from tiny_policy import tiny_policy
 
 from pi0_control import cli
 from pi0_control.cli.evaluate import EvalOptions, _contestants
+from pi0_control.policy import HoldPolicy
 from pi0_control.policy.pretrained import WEIGHTS_FILE
+from pi0_control.robot import RobotSpec
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,3 +131,17 @@ def test_a_swap_is_read_against_the_same_policy_with_the_same_cameras() -> None:
     options = EvalOptions(instruction="swapped", mask_cameras=("all",), against=("mini", "random"))
     labels = ["mini [swapped instruction, without cameras]", "mini [without cameras]", "mini", "random"]
     assert [setting.label for setting in _contestants(options)] == labels
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_eval_plays_a_server_s_policy(monkeypatch, capsys, tmp_path) -> None:
+    with serving(HoldPolicy(RobotSpec.from_yaml("arm6"))) as served:
+        arguments = ["pi0", "eval", "--policy", served.url, "--task", "Reach", "--episodes", "1", "--videos", "0"]
+        monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path)])
+        cli.main()
+        assert f"{served.url}: 1 episode a task" in capsys.readouterr().out
+        assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["episodes"] == 1
+        monkeypatch.setattr(sys, "argv", [*arguments, "--mask-cameras", "all"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "is a server's policy; --mask-cameras" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from pi0_control.cli.remote import connect, is_address
 from pi0_control.cli.terminal import check_counts, progress_bars
 from pi0_control.errors import ConfigError
 
@@ -29,6 +30,7 @@ EVALUATION_SEED = 100_000  # recordings draw their scenes from another stream (s
 TABLE_WIDTH = 100  # a table is never cut off, not even in a pipe of 80 columns
 LIBRARIES = ("pi0-control", "torch", "mujoco", "gymnasium", "numpy")
 EVERY_SUITE = "suites"
+ANSWER_LIMIT_S = 60.0  # for a server; nothing moves meanwhile
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class EvalOptions:
     """What ``pi0 eval`` can be told.
 
     Attributes:
-        policy: mini (bundled), a policy directory, expert (scripted, sees everything) or random.
+        policy: mini (bundled), a policy directory, a server's (ws://host:port), expert (scripted, sees everything) or
+            random.
         task: one or more of Reach, Lift, PickPlace, Stack, or all.
         episodes: episodes per task and suite.
         seed: seed of the first episode; the next ones count up. None of them is ever recorded or trained on.
@@ -90,10 +93,13 @@ def evaluate(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
 
     _check_numbers(options)
     tasks, suites, contestants = get_tasks(options.task), _suites(options.perturb), _contestants(options)
-    policies = {setting: _policy(setting, options.device) for setting in contestants}
-    about, results = _about(options, contestants), list[RunResult]()
-    options.out.mkdir(parents=True, exist_ok=True)
-    with closing(open_pool(options.parallel)) as pool, progress_bars("{task.fields[success]}") as progress:
+    results = list[RunResult]()
+    with ExitStack() as opened:
+        policies = {setting: _policy(setting, options.device, opened) for setting in contestants}
+        about = _about(options, contestants)
+        options.out.mkdir(parents=True, exist_ok=True)
+        pool = opened.enter_context(closing(open_pool(options.parallel)))
+        progress = opened.enter_context(progress_bars("{task.fields[success]}"))
         for suite in suites:
             for contestant in contestants:
                 for task in tasks:
@@ -171,13 +177,20 @@ def _plays(options: EvalOptions) -> list["Play"]:
     return plays
 
 
-def _policy(setting: "Setting", device: str) -> "Policy | None":
-    """The policy of a setting; None where it is scripted."""
+def _policy(setting: "Setting", device: str, opened: ExitStack) -> "Policy | None":
+    """The policy of a setting; None where it is scripted. A link to a server ends with ``opened``."""
     from pi0_control.policy import RtcConfig
+    from pi0_control.robot import RobotSpec
     from sims.controls import without_cameras
 
     if setting.is_scripted:
         return None
+    if is_address(setting.policy):
+        if setting.masked_cameras or setting.play.strategy == "rtc_trained":
+            raise ConfigError(
+                f"{setting.policy} is a server's policy; --mask-cameras and rtc_trained need one that is here."
+            )
+        return opened.enter_context(connect(setting.policy, RobotSpec.from_yaml("arm6"), ANSWER_LIMIT_S))
     policy = without_cameras(_load(setting.policy, device), setting.masked_cameras)
     return policy.with_rtc(RtcConfig("trained")) if setting.play.strategy == "rtc_trained" else policy
 
@@ -300,8 +313,8 @@ def _about(options: EvalOptions, contestants: list["Setting"]) -> dict[str, Any]
 
 
 def _checkpoint(setting: "Setting") -> dict[str, Any]:
-    """How chunks were played, the policy's config and the hash of its weights; nothing where it is scripted."""
-    if setting.is_scripted:
+    """How chunks were played, the policy's config and the hash of its weights; nothing of one that is not here."""
+    if setting.is_scripted or is_address(setting.policy):
         return {}
     from pi0_control.policy.pretrained import WEIGHTS_FILE, read_policy
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pi0_control.cli.evaluate import EVALUATION_SEED
+from pi0_control.cli.remote import connect, is_address
 from pi0_control.cli.terminal import check_counts
 
 if TYPE_CHECKING:
@@ -115,12 +116,10 @@ def load_policy(config: "NodeConfig") -> "Policy":
     from pi0_control.robot import RobotSpec
     from pi0_control.ros import policy_node
 
-    if not config.policy.startswith(("ws://", "wss://")):
+    if not is_address(config.policy):
         return policy_node.local_policy(config)
-    from pi0_control.serving import RemotePolicy
-
     robot = RobotSpec.from_yaml(config.robot) if config.robot else None
-    return RemotePolicy(config.policy, robot=robot, deadline_s=config.safety.max_inference_s)
+    return connect(config.policy, robot, config.safety.max_inference_s)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
