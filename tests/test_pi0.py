@@ -12,8 +12,9 @@ from pi0_control.errors import ObservationError
 from pi0_control.model import gemma, pi0
 from pi0_control.model.attention import attention_mask
 from pi0_control.model.config import Pi0Config, SiglipConfig
-from pi0_control.model.pi0 import ModelInputs, Pi0, sample_time, time_sincos
+from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.sampler import sample_actions
+from pi0_control.model.times import sample_time, time_sincos
 
 BACKENDS = ["eager", "sdpa", "flex"]
 VARIANTS = [TINY, TINY_PI05]
