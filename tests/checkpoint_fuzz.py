@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from checkpoint_files import GOLDEN
+from memory import memory_mb
 from policy_parts import ARM6, TINY05, make_policy, stats
 from public_policies import PI0, PI05, lerobot_policy, openpi_policy
 
@@ -148,7 +149,7 @@ def attack(count: int, seed: int = 0) -> None:
             assert outcome(load, directory) == "loaded", directory
         for number in range(count):
             if number == count // 10:
-                before_mb = _memory_mb()  # by now everything has been used once
+                before_mb = memory_mb()  # by now everything has been used once
             directory = rng.choice(list(loads))
             path = rng.choice(sorted(each for each in directory.rglob("*") if each.is_file()))
             content = path.read_bytes()
@@ -165,13 +166,7 @@ def attack(count: int, seed: int = 0) -> None:
             slowest_s = max(slowest_s, took_s)
             path.write_bytes(content)
     print(f"{count} files, seed {seed}: {dict(sorted(seen.items()))}")
-    print(f"slowest {slowest_s:.2f} s, memory {before_mb:.0f} MB after a tenth and {_memory_mb():.0f} MB at the end")
-
-
-def _memory_mb() -> float:
-    """Resident memory of this process."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return float(status.partition("VmRSS:")[2].split()[0]) / 1024
+    print(f"slowest {slowest_s:.2f} s, memory {before_mb:.0f} MB after a tenth and {memory_mb():.0f} MB at the end")
 
 
 if __name__ == "__main__":

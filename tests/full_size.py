@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from checkpoint_files import hollow_torch_directory
+from memory import memory_mb
 from public_layouts import openpi_torch_file
 from safetensors import safe_open
 
@@ -40,9 +41,7 @@ def write(directory: Path) -> None:
 
 
 def memory_gb(field: str) -> float:
-    """``VmRSS``, memory of this process now, or ``VmHWM``, the most it ever was; files mapped into it included."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return float(status.partition(f"{field}:")[2].split()[0]) * 1024 / 1e9
+    return memory_mb(field) * 2**20 / 1e9
 
 
 @torch.inference_mode()

@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
+from memory import memory_mb
 from serving_parts import LIMIT_S, observe, serving
 from tiny_policy import tiny_policy
 from websockets.sync.client import ClientConnection, connect
@@ -142,7 +142,7 @@ def attack(count: int, seed: int) -> None:
         client: ClientConnection | None = None
         for number in range(count):
             if number == count // 10:
-                before_mb = _memory_mb()  # by now everything has been used once
+                before_mb = memory_mb()  # by now everything has been used once
             frame, started_s = mutated(rng), time.perf_counter()
             if client is None:
                 client = stack.enter_context(connect(served.url, compression=None, max_size=None, proxy=None))
@@ -158,13 +158,7 @@ def attack(count: int, seed: int) -> None:
             assert policy.infer(observe()).horizon == 6
         outcomes = served.server.metrics.requests
     print(f"{count} frames, seed {seed}: {dict(heard.most_common())}; the server counts {outcomes}")
-    print(f"slowest {slowest_s:.2f} s, memory {before_mb:.0f} MB after a tenth and {_memory_mb():.0f} MB at the end")
-
-
-def _memory_mb() -> float:
-    """Resident memory of this process."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return float(status.partition("VmRSS:")[2].split()[0]) / 1024
+    print(f"slowest {slowest_s:.2f} s, memory {before_mb:.0f} MB after a tenth and {memory_mb():.0f} MB at the end")
 
 
 if __name__ == "__main__":
