@@ -2,7 +2,7 @@
 
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
-from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, load_policy, resolve_device
+from pi0_control.policy.policy import HoldPolicy, Pi0Policy, Policy, load_policy, resolve_device, warm_up
 from pi0_control.policy.pretrained import PolicyFiles, bundled_policies, read_policy
 from pi0_control.policy.rtc import RtcConfig
 from pi0_control.policy.tokenizer import Tokenizer
@@ -27,4 +27,5 @@ __all__ = [
     "policy_states",
     "read_policy",
     "resolve_device",
+    "warm_up",
 ]

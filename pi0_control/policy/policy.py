@@ -310,6 +310,20 @@ def _torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def warm_up(policy: Policy, cameras: Sequence[str], image_shape: tuple[int, int, int], has_prefix: bool) -> None:
+    """The first inferences of their kind take longest; nothing is done with these.
+
+    Args:
+        cameras: those that observations will have, with images of ``image_shape`` [H, W, 3].
+        has_prefix: chunks will continue others (real-time chunking).
+    """
+    images = {name: np.zeros(image_shape, np.uint8) for name in cameras}
+    observation = Observation(images, policy.robot.home, "warm up")
+    chunk = policy.infer(observation)
+    if has_prefix:
+        policy.infer(observation, prefix=ChunkPrefix(chunk.actions[:1], 1, 1))
+
+
 def resolve_device(name: str) -> torch.device:
     """The torch device of that name, tried out with one number.
 

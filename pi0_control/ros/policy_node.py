@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
@@ -31,7 +30,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from pi0_control.control import Safety
 from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.policy import Policy, RtcConfig, load_policy
+from pi0_control.policy import Policy, RtcConfig, load_policy, warm_up
 from pi0_control.policy.memory import free_device_memory
 from pi0_control.robot import RobotSpec
 from pi0_control.ros import parameters
@@ -44,9 +43,9 @@ from pi0_control.ros.parameters import NodeConfig
 from pi0_control.ros.pilot import Pilot
 from pi0_control.ros.qos import LATCHED
 from pi0_control.ros.signals import note_signals
-from pi0_control.types import ChunkPrefix, Observation
 
 BRAKE_LIMIT_S = 2.0
+WARM_UP_IMAGE = (480, 640, 3)
 SPIN_S = 0.1  # how soon a signal is heeded
 INFERENCE_LIMIT_S = 2.0  # for which the end waits
 INFERENCE = "inference"  # its threads are called so
@@ -184,7 +183,7 @@ class PolicyNode(LifecycleNode):
             worker = ThreadPoolExecutor(1, INFERENCE)
             made.callback(worker.shutdown, wait=False, cancel_futures=True)
             pilot = self._pilot(config, policy, cameras, worker)
-            worker.submit(_warm_up, policy, cameras, config.chunking.has_prefix).result()
+            worker.submit(warm_up, policy, cameras, WARM_UP_IMAGE, config.chunking.has_prefix).result()
             output = Output(self, config, policy.robot, policy.rates)
             for publisher in output.publishers:
                 made.callback(self.destroy_lifecycle_publisher, publisher)
@@ -342,15 +341,6 @@ class PolicyNode(LifecycleNode):
             if change.name == "prompt":
                 self._hear(change.value)
                 self._prompt.publish(String(data=change.value))
-
-
-def _warm_up(policy: Policy, cameras: tuple[str, ...], has_prefix: bool) -> None:
-    """The first inferences of their kind take longest; nothing is done with them."""
-    images = {name: np.zeros((480, 640, 3), np.uint8) for name in cameras}
-    observation = Observation(images, policy.robot.home, "warm up")
-    chunk = policy.infer(observation)
-    if has_prefix:
-        policy.infer(observation, prefix=ChunkPrefix(chunk.actions[:1], 1, 1))
 
 
 def main(args: list[str] | None = None, load: LoadPolicy = local_policy) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -22,7 +21,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from pi0_control.errors import ConfigError, FrameError, ObservationError, Pi0Error
-from pi0_control.policy import Policy
+from pi0_control.policy import Policy, warm_up
 from pi0_control.serving.codec import pack, unpack
 from pi0_control.serving.messages import (
     Announcement,
@@ -33,7 +32,7 @@ from pi0_control.serving.messages import (
     write_chunk,
 )
 from pi0_control.serving.metrics import CONTENT_TYPE, Metrics
-from pi0_control.types import ActionChunk, ChunkPrefix, Observation
+from pi0_control.types import ActionChunk
 
 LOG = logging.getLogger(__name__)
 WARM_UP_IMAGE = (224, 224, 3)
@@ -318,9 +317,5 @@ class PolicyServer:
 
     def _warm_up(self) -> None:
         """The first inference takes longest; nothing is done with it."""
-        robot = self._policy.robot
-        images = {name: np.zeros(WARM_UP_IMAGE, np.uint8) for name in robot.cameras}
-        observation = Observation(images, robot.home, "warm up")
-        chunk = self._policy.infer(observation)
-        self._policy.infer(observation, prefix=ChunkPrefix(chunk.actions[:1], 1, 1))
+        warm_up(self._policy, self._policy.robot.cameras, WARM_UP_IMAGE, has_prefix=True)
         self._policy.reset(0)
