@@ -68,13 +68,18 @@ def test_figures_of_openpi(name: str) -> None:
     torch.testing.assert_close(actions, golden["out.actions_10_steps"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_is_no_further_from_float32_than_openpis(name: str) -> None:
+@pytest.mark.parametrize(("name", "openpis"), [("pi0", 0.01307), ("pi05", 0.01473)])
+def test_bfloat16_is_no_further_from_float32_than_openpis(name: str, openpis: float) -> None:
+    """One draw of roundings varies by a tenth; openpi's error is that of its JAX code over these same noises."""
     model, inputs, golden = jax_model(name)
-    noise, exact = torch.tensor(golden["noise"]), golden["sample_10"]
-    ours = FastSampler(model.cast(torch.bfloat16), 10)(inputs, noise)
-    openpis = relative_rms(torch.tensor(golden["sample_10_bf16"]), exact)
-    assert relative_rms(ours, exact) < 1.1 * openpis  # one draw of roundings varies by a tenth
+    generator, first = torch.Generator().manual_seed(1), torch.tensor(golden["noise"])
+    noises = [first, *(torch.randn(first.shape, generator=generator) for _ in range(30))]
+    exact = [FastSampler(model, 10)(inputs, noise) for noise in noises]
+    ours = FastSampler(model.cast(torch.bfloat16), 10)
+    errors = [relative_rms(ours(inputs, noise), truth) for noise, truth in zip(noises, exact, strict=True)]
+    assert sum(errors) / len(errors) <= openpis
+    openpi_once = relative_rms(torch.tensor(golden["sample_10_bf16"]), golden["sample_10"])
+    assert openpis == pytest.approx(openpi_once, rel=0.1)
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")

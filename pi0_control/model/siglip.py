@@ -23,7 +23,11 @@ def conv_stem(config: SiglipConfig) -> nn.Sequential:
 
 
 class SiglipBlock(nn.Module):
-    """Pre-norm transformer block with biases, full attention and a GELU MLP."""
+    """Pre-norm transformer block with biases, full attention and a GELU MLP.
+
+    The stream between the blocks is float32 whatever the weights are: rounding it to bfloat16 would be most of the
+    error of a bfloat16 model.
+    """
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -36,10 +40,16 @@ class SiglipBlock(nn.Module):
         self.fc2 = nn.Linear(config.mlp_dim, config.width)
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
-        """x [B, tokens, width] -> the same shape."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        """x [B, tokens, width] -> the same shape, both float32."""
+        q, k, v = self.qkv(_normed(self.norm1, x)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         x = x + self.out(attention(q, k, v))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        return x + self.fc2(F.gelu(self.fc1(_normed(self.norm2, x)), approximate="tanh"))
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """The float32 stream x [B, tokens, width], normed in float32, in the dtype of the weights."""
+    y = F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    return y.to(norm.weight.dtype)
 
 
 class Siglip(nn.Module):
@@ -62,7 +72,7 @@ class Siglip(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled."""
         x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
-        x = (x + self.position).to(self.head.weight.dtype)
+        x = (x + self.position).float()
         for block in self.blocks:
             x = run_layer(self.gradient_checkpointing, block, x, self.attention)
-        return self.head(self.norm(x))
+        return self.head(_normed(self.norm, x))
