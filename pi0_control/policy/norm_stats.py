@@ -45,7 +45,8 @@ class VectorStats:
             ConfigError: statistics that the kind needs are absent, or there is no such kind.
         """
         offset, scale, shift = self._affine(kind, eps if kind == "z_score" else self._margin(kind, eps, rule), values)
-        return ((np.asarray(values, np.float64) - offset) / scale + shift).astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite then; a policy refuses what comes of it
+            return ((np.asarray(values, np.float64) - offset) / scale + shift).astype(np.float32)
 
     def unnormalize(
         self, values: ArrayLike, kind: NormKind, eps: float = OPENPI_EPS, rule: NormRule = "openpi"
