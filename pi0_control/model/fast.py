@@ -8,7 +8,7 @@ the prefix behind which the suffix is written. :class:`Tables` are computed once
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import Flow, Known, now, sample_actions
+
+if TYPE_CHECKING:
+    from pi0_control.model.fused import FusedLayers
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[Modulation, Modulation]  # of both norms of a layer
@@ -39,6 +42,7 @@ class Tables:
             [N + 1, width]; for π0 that is the first matrix of the action-time MLP with the projection of the actions
             folded in and the time as a bias.
         rope: cosines, and sines with the first half negated, of every position, float32 [positions, 1, head_dim].
+        fused: the layers out of kernels of a GPU; None for operators of PyTorch.
     """
 
     prefix: list[Pair]
@@ -49,10 +53,11 @@ class Tables:
     action_weight: Tensor
     action_bias: Tensor
     rope: tuple[Tensor, Tensor]
+    fused: "FusedLayers | None"
 
     @classmethod
     @torch.no_grad()
-    def make(cls, model: Pi0, num_steps: int, packs: bool) -> "Tables":
+    def make(cls, model: Pi0, num_steps: int, packs: bool, fuses: bool) -> "Tables":
         """Of the model as it is now; ``packs`` copies its matrices where that makes them faster."""
         config, rows = model.config, range(num_steps + 1)
         time = torch.tensor([1 - step / num_steps for step in rows], device=model.device)
@@ -61,15 +66,18 @@ class Tables:
         pairs = [layer.modulations(cond) for layer in model.suffix_layers]
         last = model.suffix_norm.modulate(cond)
         cos, sin = rope_table(torch.arange(config.prefix_len + config.suffix_len, device=model.device), config.head_dim)
+        prefix = [_pair(layer.modulations(None), 0, model.dtype) for layer in model.prefix_layers]
+        suffix = [[_pair(pair, row, model.dtype) for pair in pairs] for row in rows]
         return cls(
-            [_pair(layer.modulations(None), 0, model.dtype) for layer in model.prefix_layers],
-            [[_pair(pair, row, model.dtype) for pair in pairs] for row in rows],
+            prefix,
+            suffix,
             [_row(last, row, model.dtype) for row in rows],
             [_kernels(layer, config.prefix_len if packs else 0) for layer in model.prefix_layers],
             [_kernels(layer, config.suffix_len if packs else 0) for layer in model.suffix_layers],
             weight,
             bias,
             (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)),
+            _fused(model, prefix, suffix) if fuses else None,
         )
 
 
@@ -83,6 +91,12 @@ def _action_embedding(model: Pi0, embedded: Tensor) -> tuple[Tensor, Tensor, Ten
     of_actions, of_time = mlp.weight.float().chunk(2, dim=1)
     bias = mlp.bias.float() + of_actions @ actions.bias.float() + embedded @ of_time.mT
     return (of_actions @ actions.weight.float()).to(mlp.weight.dtype), bias.to(mlp.weight.dtype), None
+
+
+def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]]) -> "FusedLayers":
+    from pi0_control.model.fused import FusedLayers  # needs Triton, which comes with PyTorch for a GPU
+
+    return FusedLayers.make(model, prefix, suffix)
 
 
 def _kernels(layer: GemmaLayer, packed_for: int) -> Kernels:
@@ -106,12 +120,14 @@ class _Encoded:
     Attributes:
         buffers: keys and values, [layers, 2, B, S + T, kv_heads, head_dim].
         length: tokens of the prefix S.
+        seen: uint8 [B, S + T], 0 for padding of the prefix.
         rope: of all S + T places.
         attend_all, attend_actions: for all T tokens of the suffix, and for the actions only.
     """
 
     buffers: Tensor
     length: int
+    seen: Tensor
     rope: tuple[Tensor, Tensor]
     attend_all: Attend
     attend_actions: Attend
@@ -127,11 +143,12 @@ class FastSampler:
         num_steps: Euler steps N.
         packs: in bfloat16 on a CPU, hold a copy of the experts' matrices as its kernels want them; faster by a sixth,
             for 4.6 GB more at full size.
+        fuses: on a GPU, run the layers with kernels of our own (``kernels.py``); for models that ``can_fuse``.
     """
 
-    def __init__(self, model: Pi0, num_steps: int = 10, packs: bool = False) -> None:
-        self.model, self.num_steps, self.packs = model, num_steps, packs
-        self._sources = list(_sources(model, packs))
+    def __init__(self, model: Pi0, num_steps: int = 10, packs: bool = False, fuses: bool = False) -> None:
+        self.model, self.num_steps, self.packs, self.fuses = model, num_steps, packs, fuses
+        self._sources = list(_sources(model, packs or fuses))
         self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
         self._made_of: tuple[object, ...] = ()
 
@@ -167,11 +184,14 @@ class FastSampler:
     @property
     def tables(self) -> Tables:
         """Those of the present weights, made anew if any weight they are made of has changed."""
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in _tensors(self._sources)]
-        made_of = (self.model.dtype, *versions)
-        if made_of != self._made_of:
-            self._tables, self._made_of = Tables.make(self.model, self.num_steps, self.packs), made_of
+        if (made_of := self.weights) != self._made_of:
+            self._tables, self._made_of = Tables.make(self.model, self.num_steps, self.packs, self.fuses), made_of
         return self._tables
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """Another value once any weight that tables are made of has changed."""
+        return (self.model.dtype, *((tensor.data_ptr(), tensor._version) for tensor in _tensors(self._sources)))
 
     @torch.no_grad()
     def encode(self, inputs: ModelInputs, is_full: bool) -> _Encoded:
@@ -182,13 +202,17 @@ class FastSampler:
         rope = self._rope(valid, is_full)
         buffers = x.new_empty(config.depth, 2, batch, length + room, config.num_kv_heads, config.head_dim)
         attend = self._attend(None if is_full else with_self(attention_mask(valid, ar)))
-        for index, layer in enumerate(model.prefix_layers):
-            last = index + 1 == config.depth
-            kernels, pair = tables.prefix_kernels[index], tables.prefix[index]
-            x = _run_layer(layer, kernels, pair, x, 0, rope, attend, buffers, index, stop_at_keys=last)
+        if tables.fused is not None:
+            tables.fused.run_prefix(x, rope, attend, buffers)
+        else:
+            for index, layer in enumerate(model.prefix_layers):
+                last = index + 1 == config.depth
+                kernels, pair = tables.prefix_kernels[index], tables.prefix[index]
+                x = _run_layer(layer, kernels, pair, x, 0, rope, attend, buffers, index, stop_at_keys=last)
         mask = None if is_full and config.state_input == "none" else suffix_mask(valid, model.suffix_ar())
         actions = None if is_full or mask is None else mask[:, -config.action_horizon :]
-        return _Encoded(buffers, length, rope, self._attend(mask), self._attend(actions))
+        seen = F.pad(valid.to(torch.uint8), (0, room), value=1)
+        return _Encoded(buffers, length, seen, rope, self._attend(mask), self._attend(actions))
 
     @torch.no_grad()
     def denoise(self, flow: Flow, encoded: _Encoded, state: Tensor) -> Tensor:
@@ -209,6 +233,10 @@ class FastSampler:
             token = model.state_proj(state.to(model.state_proj.weight.dtype))
             x, start = torch.cat([token[:, None], x], dim=1), start - 1
         x = x.to(model.dtype)
+        if tables.fused is not None and known is None:
+            first_sees = start + 1 if state is not None else start + x.shape[1]
+            x = tables.fused.run_suffix(x, step, encoded.rope, encoded.buffers, encoded.seen, start, first_sees)
+            return self._read_out(tables.last[step].apply(x[:, -model.config.action_horizon :]))
         mask = None if known is None or model.config.ada_norm == "none" else _token_mask(known, x.shape[1])
         attend = encoded.attend_all if state is not None else encoded.attend_actions
         for index, layer in enumerate(model.suffix_layers):
@@ -218,9 +246,11 @@ class FastSampler:
             kernels = tables.suffix_kernels[index]
             x = _run_layer(layer, kernels, pair, x, start, encoded.rope, attend, encoded.buffers, index)
         last = tables.last[step] if mask is None else _select(mask, tables.last[-1], tables.last[step])
-        hidden = last.apply(x[:, -model.config.action_horizon :] if mask is None else x)
-        out = model.action_out_proj(hidden.to(model.action_out_proj.weight.dtype)).float()
-        return out[:, -model.config.action_horizon :]
+        return self._read_out(last.apply(x)[:, -model.config.action_horizon :])
+
+    def _read_out(self, hidden: Tensor) -> Tensor:
+        """The velocity, float32 [B, horizon, action_dim], of normed tokens [B, horizon, width]."""
+        return self.model.action_out_proj(hidden.to(self.model.action_out_proj.weight.dtype)).float()
 
     def _embed_actions(self, x_t: Tensor, step: int, known: Known | None) -> Tensor:
         """Noisy actions [B, horizon, action_dim] as tokens [B, horizon, action_width]."""

@@ -1,0 +1,100 @@
+"""The layers of both experts out of the kernels of a GPU (``kernels.py``), for :class:`fast.FastSampler`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pi0_control.model import kernels
+from pi0_control.model.gemma import Modulation
+from pi0_control.model.pi0 import Pi0
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pair = tuple[Modulation, Modulation]
+
+
+def can_fuse(model: Pi0) -> bool:
+    """Whether the kernels cover this architecture: the public ones, and others with one key head and round sizes."""
+    config, (columns, depth) = model.config, kernels.TILE
+    half, widths = (
+        config.head_dim // 2,
+        (config.action_width, config.action_mlp_dim, config.num_heads * config.head_dim),
+    )
+    is_plain = config.num_kv_heads == 1 and config.attn_softcap == 0 and config.value_residual == "none"
+    return is_plain and half % columns == 0 and half.bit_count() == 1 and not any(width % depth for width in widths)
+
+
+@dataclass(frozen=True)
+class FusedLayers:
+    """All layers of a model; what depends on weights and number of steps only is computed once.
+
+    Attributes:
+        model: whose weights are used as they are.
+        prefix: the norms of each prefix layer.
+        suffix: of each step, those of each suffix layer.
+        shifts: of each suffix layer, what the shifts of its norms add to the products behind them, float32
+            [steps, columns]; None where norms do not shift.
+    """
+
+    model: Pi0
+    prefix: list[Pair]
+    suffix: list[list[Pair]]
+    shifts: list[tuple[Tensor | None, Tensor | None]]
+
+    @classmethod
+    def make(cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]]) -> "FusedLayers":
+        """For a model that :func:`can_fuse`, with its modulations of each layer, and of each step and layer."""
+        shifts = []
+        for index, layer in enumerate(model.suffix_layers):
+            pairs = [of_step[index] for of_step in suffix]
+            shifts.append((_shift(pairs, 0, layer.qkv.weight), _shift(pairs, 1, layer.gate_up.weight)))
+        return cls(model, prefix, suffix, shifts)
+
+    def run_prefix(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, buffers: Tensor) -> None:
+        """Keys and values of the prefix x [B, S, width] into the buffers [layers, 2, B, places, 1, head_dim].
+
+        ``attend`` gives queries [B, S, heads, head_dim] the values of keys and values [B, S, 1, head_dim].
+        """
+        length = x.shape[1]
+        for index, layer in enumerate(self.model.prefix_layers):
+            (first, second), cache = self.prefix[index], buffers[index]
+            queries = kernels.rotate_into(layer.qkv(kernels.rms_norm(x, first.scale)), rope, cache)
+            if index + 1 == len(buffers):
+                return
+            attended = attend(queries, cache[0, :, :length], cache[1, :, :length])
+            x = _add_product(x, attended, layer.out.weight)
+            hidden = kernels.join_gate_up(layer.gate_up(kernels.rms_norm(x, second.scale)))
+            x = _add_product(x, hidden, layer.down.weight)
+
+    def run_suffix(
+        self, x: Tensor, step: int, rope: tuple[Tensor, Tensor], buffers: Tensor, seen: Tensor, start: int, first: int
+    ) -> Tensor:
+        """A step's tokens x [B, T, width] at place ``start`` through all layers, six kernels each; -> [B, T, width].
+
+        Args:
+            seen: uint8 [B, places], 0 where the prefix has padding.
+            first: how many places the first token sees.
+        """
+        for index, layer in enumerate(self.model.suffix_layers):
+            before, after = self.suffix[step][index]
+            bias, bias_mlp = (None if shift is None else shift[step] for shift in self.shifts[index])
+            queries = kernels.normed_qkv(x, before.scale, bias, layer.qkv.weight, rope, buffers[index], start)
+            attended = kernels.attend(queries, buffers[index], seen, first)
+            x = kernels.gated_product(x, attended, layer.out.weight, before.gate)
+            hidden = kernels.normed_gate_up(x, after.scale, bias_mlp, layer.gate_up.weight)
+            x = kernels.gated_product(x, hidden, layer.down.weight, after.gate)
+        return x
+
+
+def _shift(pairs: list[Pair], which: int, weight: Tensor) -> Tensor | None:
+    """What the shifts of one norm add to the columns of the product behind it, float32 [steps, columns]."""
+    shifts = [pair[which].shift for pair in pairs]
+    present = [shift for shift in shifts if shift is not None]
+    return torch.stack(present) @ weight.float().mT if present else None
+
+
+def _add_product(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+    """``x + branch @ weight.T`` in x's place: the sum is the end of the product, and nothing is copied."""
+    x.flatten(0, 1).addmm_(branch.flatten(0, 1), weight.mT)
+    return x
