@@ -1,10 +1,12 @@
 """What a CUDA graph captures, run uncaptured on the CPU: fixed buffers, the numbers of the fast path."""
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from test_fast import padded, without_padding
+from test_fast import guidance, padded, without_padding
 from tiny_model import TINY, TINY_PI05, make_flow, make_inputs, make_model
 
 from pi0_control.model.config import Pi0Config
@@ -18,16 +20,28 @@ def test_the_numbers_of_the_plain_sampler(config: Pi0Config) -> None:
     sampler = GraphSampler(model, 3, multiple=5)
     for each in (inputs, padded(inputs), without_padding(inputs), padded(inputs)):
         noise = make_flow(config, each.batch_size)[1]
-        torch.testing.assert_close(sampler(each, noise), sample_actions(model, each, noise, 3), atol=1e-4, rtol=1e-5)
-    assert len(sampler._programs) == 3  # one per shape, found again
+        timing: dict[str, float] = {}
+        actions = sampler(each, noise, timing=timing)
+        torch.testing.assert_close(actions, sample_actions(model, each, noise, 3), atol=1e-4, rtol=1e-5)
+        assert list(timing) == ["graph_ms"]
+    assert len(sampler._launches) == 3  # one per shape, found again
+
+
+def test_noise_of_the_generator_is_that_of_the_plain_sampler() -> None:
+    model, inputs = make_model(), make_inputs()
+    ours, plain = (torch.Generator().manual_seed(3) for _ in range(2))
+    torch.testing.assert_close(
+        GraphSampler(model, 2)(inputs, generator=ours), sample_actions(model, inputs, None, 2, plain), atol=1e-4, rtol=0
+    )
 
 
 def test_buffers_stay_and_hold_no_earlier_input() -> None:
     model, inputs = make_model(), without_padding(make_inputs())
     sampler, noise = GraphSampler(model, 2), make_flow()[1]
     first = sampler(inputs, noise)
-    ((program, graph),) = sampler._programs.values()
-    assert graph is None
+    (launch,) = sampler._launches.values()
+    assert launch is not None
+    program = launch.program
     places = [program.actions.data_ptr(), *(value.data_ptr() for value in vars(program.inputs).values())]
     other = sampler(replace(inputs, state=-inputs.state), noise)
     assert not torch.equal(other, first)
@@ -36,12 +50,59 @@ def test_buffers_stay_and_hold_no_earlier_input() -> None:
     assert inputs.state.data_ptr() not in places
 
 
+def test_chunks_that_continue_others_go_another_way() -> None:
+    model, inputs, (actions, noise, _) = make_model(TINY_PI05), make_inputs(TINY_PI05), make_flow(TINY_PI05)
+    sampler, known = GraphSampler(model, 2), [actions[0, :2], actions[1, :0]]
+    expected = sample_actions(model, inputs, noise, 2, known_actions=known)
+    torch.testing.assert_close(sampler(inputs, noise, known_actions=known), expected, atol=1e-4, rtol=1e-5)
+    pull = guidance(TINY_PI05, "full")
+    expected = sample_actions(model, inputs, noise, 2, guidance=pull)
+    torch.testing.assert_close(sampler(inputs, noise, guidance=pull), expected, atol=2e-4, rtol=1e-4)
+    assert not sampler._launches
+    sampler(inputs, noise, known_actions=[actions[0, :0]] * 2)  # nothing is known
+    assert len(sampler._launches) == 1
+
+
 def test_changed_weights_lead_to_new_programs() -> None:
     model, inputs, noise = make_model(), make_inputs(), make_flow()[1]
     sampler = GraphSampler(model, 2)
     sampler(inputs, noise)
     model.load_state_dict(make_model(seed=1).state_dict())
     torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
+
+
+def _none_captured(program: Program) -> Any:
+    raise RuntimeError("no graphs here")
+
+
+def _wrong(program: Program) -> Any:
+    def run() -> None:
+        Program.run(program)
+        program.actions[0, 0] += 1.0
+
+    return run
+
+
+def _not_finite(program: Program) -> Any:
+    return lambda: program.actions.fill_(torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("captured", "reason"),
+    [(_none_captured, "could not be made"), (_wrong, r"its actions are \d+\.\d % off"), (_not_finite, "inf % off")],
+)
+def test_a_graph_that_fails_or_errs_is_not_used(
+    captured: Any, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, inputs, noise = make_model(), make_inputs(), make_flow()[1]
+    monkeypatch.setattr(Program, "captured", captured)
+    sampler, timing = GraphSampler(model, 2), dict[str, float]()
+    for _ in range(2):
+        actions = sampler(inputs, noise, timing=timing)
+        torch.testing.assert_close(actions, sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
+    assert re.search(reason, caplog.text)
+    assert caplog.text.count("A CUDA graph") == 1  # tried once for this shape
+    assert set(timing) == {"prefix_ms", "denoise_ms"}
 
 
 def test_a_program_never_waits_for_the_device() -> None:

@@ -15,6 +15,7 @@ from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.files import write_file
 from pi0_control.model.checkpoints import save_weights
 from pi0_control.model.fast import FastSampler
+from pi0_control.model.graph import GraphSampler
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.sampler import sample_noise
 from pi0_control.policy.config import PolicyConfig
@@ -108,7 +109,8 @@ class Pi0Policy:
         self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
         self.device = resolve_device(device)
         self.model = model.cast(_torch_dtype(dtype)).to(self.device).eval()
-        self._sample = FastSampler(self.model, config.num_steps)
+        sampler = GraphSampler if self.device.type == "cuda" else FastSampler
+        self._sample = sampler(self.model, config.num_steps)
         self._generator = torch.Generator().manual_seed(0)
 
     @classmethod
