@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pi0_control.bench import peers
-from pi0_control.bench.benchmark import benchmark
+from pi0_control.bench.benchmark import ONE_STEP, SPLIT, UNFUSED, benchmark
 from pi0_control.bench.chart import chart
 from pi0_control.bench.measure import Samples, interleave
 from pi0_control.bench.workload import Workload
@@ -65,6 +65,19 @@ def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.Captur
     assert ElementTree.parse(tmp_path / "bench.svg").getroot().tag.endswith("svg")
     assert chart(result) == (tmp_path / "bench.svg").read_text()
     assert "plain" in capsys.readouterr().out
+
+
+def test_where_a_graph_is_one_launch_the_stages_are_those_of_the_same_work_launched_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pi0_control.bench.benchmark._has_graphs", lambda device: True)  # run uncaptured here
+    bench("mini", calls=1, steps=2, out=tmp_path)
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert set(result["runs"]) == {"ours", ONE_STEP, UNFUSED, SPLIT}
+    assert not result["runs"]["ours"]["stages_ms"]
+    assert set(result["runs"][SPLIT]["stages_ms"]) == set(result["achieved"])
+    assert max(result["against_ours"][name]["difference_max"] for name in (UNFUSED, SPLIT)) < 1e-4
+    assert "All denoising steps inside the graph" in capsys.readouterr().out
 
 
 def test_sizes_that_do_not_exist_are_refused() -> None:

@@ -19,6 +19,7 @@ from pi0_control.model.sampler import sample_actions
 
 SPLIT = "ours, launched one by one"  # where a graph leaves no stages to time
 ONE_STEP = "ours, one step"  # what it lacks of ours are the other steps
+UNFUSED = "ours, PyTorch's kernels only"
 
 
 @torch.no_grad()
@@ -43,9 +44,10 @@ def benchmark(
     model, device = workload.model(), torch.device(workload.device)
     inputs, noise = workload.inputs()
     limits = roofline(device, DTYPES[workload.dtype])
-    contenders = _graphs(model, workload, inputs, noise) if device.type == "cuda" else {}
+    contenders = _graphs(model, workload, inputs, noise) if _has_graphs(device) else {}
+    split = SPLIT if contenders else "ours"
     with VisionClock(model) as clock:
-        contenders[SPLIT if contenders else "ours"] = _ours(model, workload, inputs, noise, clock)
+        contenders[split] = _ours(model, workload, inputs, noise, clock)
         if plain:
             there = inputs.to(device)
             contenders["plain"] = lambda stages: sample_actions(model, there, noise, workload.steps, timing=stages)
@@ -57,17 +59,22 @@ def benchmark(
         "machine": _machine(device) | limits,
         "memory_gb": memory_gb(device),
         "runs": {name: each.summary() for name, each in samples.items()},
-        "achieved": _achieved(workload, samples.get(SPLIT, samples["ours"]), limits),
+        "stages_of": split,
+        "achieved": _achieved(workload, samples[split], limits),
         "against_ours": _compare(samples),
         **_steps_in_graph(workload, samples),
     }
 
 
+def _has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 def _graphs(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
     """Captured before any clock hangs on the model."""
     calls: dict[str, Call] = {}
-    for name, steps in (("ours", workload.steps), (ONE_STEP, 1)):
-        calls[name] = _graph(GraphSampler(model, steps), inputs, noise)
+    for name, steps, fuses in (("ours", workload.steps, True), (ONE_STEP, 1, True), (UNFUSED, workload.steps, False)):
+        calls[name] = _graph(GraphSampler(model, steps, fuses=fuses), inputs, noise)
         calls[name]({})
     return calls
 
