@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_model import TINY, TINY_PI05, make_flow, make_inputs, make_model
 
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.graph import GraphSampler, Program
-from pi0_control.model.sampler import sample_actions
+from pi0_control.model.sampler import Flow, sample_actions
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_PI05])
@@ -50,17 +51,22 @@ def test_buffers_stay_and_hold_no_earlier_input() -> None:
     assert inputs.state.data_ptr() not in places
 
 
-def test_chunks_that_continue_others_go_another_way() -> None:
-    model, inputs, (actions, noise, _) = make_model(TINY_PI05), make_inputs(TINY_PI05), make_flow(TINY_PI05)
-    sampler, known = GraphSampler(model, 2), [actions[0, :2], actions[1, :0]]
-    expected = sample_actions(model, inputs, noise, 2, known_actions=known)
-    torch.testing.assert_close(sampler(inputs, noise, known_actions=known), expected, atol=1e-4, rtol=1e-5)
-    pull = guidance(TINY_PI05, "full")
-    expected = sample_actions(model, inputs, noise, 2, guidance=pull)
-    torch.testing.assert_close(sampler(inputs, noise, guidance=pull), expected, atol=2e-4, rtol=1e-4)
-    assert not sampler._launches
+@pytest.mark.parametrize("config", [TINY, TINY_PI05])
+def test_chunks_that_continue_others(config: Pi0Config) -> None:
+    model, inputs, (actions, noise, _) = make_model(config), make_inputs(config), make_flow(config)
+    sampler, close = GraphSampler(model, 2), partial(torch.testing.assert_close, atol=2e-4, rtol=1e-4)
+    for known in ([actions[0, :2], actions[1, :0]], [actions[0, :1], actions[1, :3]]):
+        expected = sample_actions(model, inputs, noise, 2, known_actions=known)
+        close(sampler(inputs, noise, known_actions=known), expected)
     sampler(inputs, noise, known_actions=[actions[0, :0]] * 2)  # nothing is known
-    assert len(sampler._launches) == 1
+    pull = guidance(config, "identity")
+    for each in (pull, replace(pull, targets=-pull.targets)):
+        close(sampler(inputs, noise, guidance=each), sample_actions(model, inputs, noise, 2, guidance=each))
+    assert len(sampler._launches) == 3  # known, free, guided
+    through_the_network = guidance(config, "full")
+    expected = sample_actions(model, inputs, noise, 2, guidance=through_the_network)
+    close(sampler(inputs, noise, guidance=through_the_network), expected)
+    assert len(sampler._launches) == 3
 
 
 def test_changed_weights_lead_to_new_programs() -> None:
@@ -105,8 +111,12 @@ def test_a_graph_that_fails_or_errs_is_not_used(
     assert set(timing) == {"prefix_ms", "denoise_ms"}
 
 
-def test_a_program_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize("steering", ["free", "known", "guided"])
+def test_a_program_never_waits_for_the_device(steering: str) -> None:
     model = make_model(replace(TINY_PI05, attn_backend="sdpa")).to("meta")  # no values there to wait for
-    sampler = GraphSampler(model, 2).sampler
-    for is_full in (True, False):
-        Program.of(sampler, make_inputs(TINY_PI05), is_full).run()
+    sampler, inputs, (actions, noise, _) = GraphSampler(model, 2).sampler, make_inputs(TINY_PI05), make_flow(TINY_PI05)
+    known = [actions[0, :2], actions[1, :1]] if steering == "known" else None
+    pull = guidance(TINY_PI05, "identity") if steering == "guided" else None
+    flow = Flow.begin(TINY_PI05, inputs, noise, 2, None, known, pull)
+    for each in (inputs, without_padding(inputs)):
+        Program.of(sampler, each, flow).run()

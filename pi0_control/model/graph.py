@@ -8,7 +8,7 @@ captured has to reproduce what the operators of PyTorch give one by one; it is n
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,38 +31,36 @@ class Program:
     Attributes:
         inputs: buffers for one batch of trimmed inputs.
         is_full: whether nothing in them is masked.
-        noise: buffer of the start of the flow, float32 [B, horizon, action_dim].
-        actions: buffer of the result, same shape.
+        flow: buffers of where it starts and of what steers it.
+        actions: buffer of the result, float32 [B, horizon, action_dim].
     """
 
     sampler: FastSampler
     inputs: ModelInputs
     is_full: bool
-    noise: Tensor
+    flow: Flow
     actions: Tensor
 
     @classmethod
-    def of(cls, sampler: FastSampler, inputs: ModelInputs, is_full: bool) -> "Program":
-        """For inputs of this shape."""
-        device, config = sampler.model.device, sampler.model.config
-        there = ModelInputs(
-            **{field.name: getattr(inputs, field.name).to(device, copy=True) for field in fields(inputs)}
-        )
-        noise = torch.zeros(inputs.batch_size, config.action_horizon, config.action_dim, device=device)
-        return cls(sampler, there, is_full, noise, torch.zeros_like(noise))
+    def of(cls, sampler: FastSampler, inputs: ModelInputs, flow: Flow) -> "Program":
+        """For inputs and flows of these shapes, steered in this way."""
+        device = sampler.model.device
+        there = ModelInputs(**{name: tensor.to(device, copy=True) for name, tensor in vars(inputs).items()})
+        flow = flow.to(device, copy=True)
+        return cls(sampler, there, inputs.is_full, flow, torch.zeros_like(flow.x_t))
 
-    def fill(self, inputs: ModelInputs, noise: Tensor) -> None:
+    def fill(self, inputs: ModelInputs, flow: Flow) -> None:
         """Copy one batch in."""
-        for field in fields(inputs):
-            getattr(self.inputs, field.name).copy_(getattr(inputs, field.name), non_blocking=True)
-        self.noise.copy_(noise, non_blocking=True)
+        for buffer, tensor in zip(vars(self.inputs).values(), vars(inputs).values(), strict=True):
+            buffer.copy_(tensor, non_blocking=True)
+        for buffer, tensor in zip(self.flow.tensors, flow.tensors, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
 
     @torch.no_grad()
     def run(self) -> None:
         """From the buffers of the inputs to that of the actions; what a graph captures."""
         encoded = self.sampler.encode(self.inputs, self.is_full)
-        flow = Flow(self.noise, self.sampler.num_steps)
-        self.actions.copy_(self.sampler.denoise(flow, encoded, self.inputs.state))
+        self.actions.copy_(self.sampler.denoise(self.flow, encoded, self.inputs.state))
 
     def captured(self) -> Callable[[], None]:
         """:meth:`run` as one launch; just run where there are no graphs."""
@@ -83,8 +81,8 @@ class Program:
 class GraphSampler:
     """A :class:`FastSampler` whose work on a GPU is one CUDA graph per shape of inputs.
 
-    Chunks that continue others (known actions, guidance) go through the FastSampler. Changed weights lead to new
-    graphs. On a device without graphs the same programs run uncaptured.
+    Guidance with the full jacobian goes through the FastSampler. Changed weights lead to new graphs. On a device
+    without graphs the same programs run uncaptured.
 
     Args:
         model: the network.
@@ -115,43 +113,44 @@ class GraphSampler:
         Inputs on the CPU. Captures a graph at a new shape, which takes seconds. ``timing`` gets ``graph_ms``, or the
         stages where there is no graph.
         """
-        device = self.sampler.model.device
-        inputs = inputs.trimmed(self.multiple)
-        flow = Flow.begin(
-            self.sampler.model.config, inputs, noise, self.sampler.num_steps, generator, known_actions, guidance
-        )
-        launch = self._launch(inputs, flow.x_t) if flow.known is None and flow.guidance is None else None
+        model, inputs = self.sampler.model, inputs.trimmed(self.multiple)
+        flow = Flow.begin(model.config, inputs, noise, self.sampler.num_steps, generator, known_actions, guidance)
+        launch = None if flow.needs_gradient else self._launch(inputs, flow)
         if launch is None:
             return self.sampler(inputs, flow.x_t, None, timing, known_actions, guidance)
-        started = now(device)
-        actions = launch(inputs, flow.x_t)
+        started = now(model.device)
+        actions = launch(inputs, flow)
         if timing is not None:
-            timing["graph_ms"] = 1000 * (now(device) - started)
+            timing["graph_ms"] = 1000 * (now(model.device) - started)
         return actions
 
-    def _launch(self, inputs: ModelInputs, noise: Tensor) -> "Launch | None":
-        """That of this shape of inputs, made if there is none yet; None where none can be had."""
+    def _launch(self, inputs: ModelInputs, flow: Flow) -> "Launch | None":
+        """That of these shapes, made if there is none yet; None where none can be had."""
         if self._ways[0].weights != self._made_of:
             self._launches, self._made_of = {}, self._ways[0].weights
-        shape = (*inputs.images.shape, *inputs.tokens.shape, inputs.is_full)
+        steering = (flow.known is not None, flow.guidance and flow.guidance.max_guidance)
+        shape = (*inputs.images.shape, *inputs.tokens.shape, inputs.is_full, *steering)
         if shape not in self._launches:
-            self._launches[shape] = self._capture(inputs, noise)
+            self._launches[shape] = self._capture(inputs, flow)
         return self._launches[shape]
 
-    def _capture(self, inputs: ModelInputs, noise: Tensor) -> "Launch | None":
+    def _capture(self, inputs: ModelInputs, flow: Flow) -> "Launch | None":
         """The first of the ways to compute a chunk that can be captured and that gives the right numbers."""
-        expected = self.sampler(inputs, noise)
+        device = self.sampler.model.device
+        there, flow_there = inputs.to(device), flow.to(device)
+        encoded = self.sampler.encode(there, inputs.is_full)
+        expected = self.sampler.denoise(flow_there, encoded, there.state)
         for sampler in self._ways:
             way = "A CUDA graph of fused kernels" if sampler.fuses else "A CUDA graph"
-            started = now(expected.device)
+            started = now(device)
             try:
-                launch = Launch(Program.of(sampler, inputs, inputs.is_full))
-                error = difference(launch(inputs, noise), expected)
+                launch = Launch(Program.of(sampler, inputs, flow))
+                error = difference(launch(inputs, flow), expected)
             except Exception as problem:  # of a compiler, a driver, the memory: the next way is there for all of them
                 LOG.warning("%s could not be made (%s: %s).", way, type(problem).__name__, problem)
                 continue
             if error < TOLERANCE[sampler.model.dtype]:
-                took_s = now(expected.device) - started
+                took_s = now(device) - started
                 LOG.info("%s was made in %.1f s; its actions are %.2f %% off.", way, took_s, 100 * error)
                 return launch
             LOG.warning("%s is not used: its actions are %.1f %% off.", way, 100 * error)
@@ -164,9 +163,9 @@ class Launch:
     def __init__(self, program: Program) -> None:
         self.program, self._replay = program, program.captured()
 
-    def __call__(self, inputs: ModelInputs, noise: Tensor) -> Tensor:
-        """A chunk for inputs of the program's shape, float32 [B, horizon, action_dim]."""
-        self.program.fill(inputs, noise)
+    def __call__(self, inputs: ModelInputs, flow: Flow) -> Tensor:
+        """A chunk for inputs and a flow of the program's shapes, float32 [B, horizon, action_dim]."""
+        self.program.fill(inputs, flow)
         self._replay()
         return self.program.actions.clone()
 

@@ -2,7 +2,7 @@
 
 import time as clock
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -120,6 +120,19 @@ class Flow:
     def needs_gradient(self) -> bool:
         """Whether the guidance goes back through the network."""
         return self.guidance is not None and self.guidance.jacobian == "full"
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of: the start, then what steers it."""
+        known = [] if self.known is None else [self.known.actions, self.known.mask]
+        return [self.x_t, *known, *([] if self.guidance is None else [self.guidance.targets, self.guidance.weights])]
+
+    def to(self, device: torch.device, copy: bool = False) -> "Flow":
+        """The same on another device; ``copy`` shares no memory."""
+        x_t, *steering = (tensor.to(device, copy=copy) for tensor in self.tensors)
+        known = self.known and Known(*steering)
+        guidance = self.guidance and replace(self.guidance, targets=steering[0], weights=steering[1])
+        return replace(self, x_t=x_t, known=known, guidance=guidance)
 
     def time(self, step: int) -> float:
         """Time of a step, 1 noise .. 0 data."""
