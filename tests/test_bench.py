@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
@@ -91,10 +92,14 @@ def test_sizes_that_do_not_exist_are_refused() -> None:
         bench(threads=0)
 
 
-def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openpi", None)
-    with pytest.raises(ConfigError, match="openpi cannot be imported"):
-        benchmark(Workload("mini"), 1, peer="openpi")
+@pytest.mark.parametrize(
+    ("peer", "missing"), [("openpi", "openpi"), ("lerobot", "lerobot"), ("lerobot", "transformers")]
+)
+def test_a_peer_that_is_not_installed_is_named(peer: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _install("transformers", monkeypatch)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=f"{peer} cannot be imported"):
+        benchmark(Workload("mini"), 1, peer=peer)
 
 
 class Twin(nn.Module):
@@ -111,19 +116,66 @@ class Twin(nn.Module):
         return noise * num_steps * self.kept.sum()
 
 
-def test_a_peer_has_our_tensors_and_its_own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+class Cousin(nn.Module):
+    """Has LeRobot's names and dtypes."""
+
+    def __init__(self, settings: SimpleNamespace) -> None:
+        super().__init__()
+        self.settings = settings
+        self.action_in_proj = nn.Linear(settings.max_action_dim, 24)
+        inner: nn.Module = nn.Linear(16, 32)
+        for name in ("linear", "multi_modal_projector", "model", "paligemma"):
+            inner = nn.ModuleDict({name: inner})
+        self.paligemma_with_expert = inner
+        self.register_buffer("kept", torch.ones(3))
+
+    def sample_actions(self, images, masks, tokens, token_mask, *state, noise: torch.Tensor, num_steps: int):
+        assert [len(images), len(masks), images[0].ndim, masks[0].ndim] == [3, 3, 4, 1]
+        return noise * num_steps * self.kept.sum() + len(state)
+
+
+def _install(name: str, monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
+    """A module with these contents, and those that it lies in."""
+    parts = name.split(".")
+    for length in range(1, len(parts) + 1):
+        module = ModuleType(".".join(parts[:length]))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module).update(contents)
+
+
+def _tiny(family: str) -> Pi0:
     sizes = {"prefix_width": 32, "prefix_mlp_dim": 48, "action_width": 24, "action_mlp_dim": 40, "depth": 1}
-    vision = Pi0Config.preset("pi0").vision
-    tiny = {"image_size": 28, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
-    model = Pi0(Pi0Config(vision=type(vision)(**tiny), vocab_size=50, num_heads=2, head_dim=8, **sizes))
-    built: list[Twin] = []
-    package = ModuleType("openpi.models_pytorch.pi0_pytorch")
-    package.PI0Pytorch = lambda settings: built.append(Twin(settings)) or built[0]  # type: ignore[attr-defined]
-    for name in ("openpi", "openpi.models_pytorch"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, package.__name__, package)
+    config = Pi0Config.preset(family)
+    vision = replace(config.vision, image_size=28, width=16, depth=1, num_heads=2, mlp_dim=24)
+    return Pi0(replace(config, vision=vision, vocab_size=50, num_heads=2, head_dim=8, **sizes))
+
+
+def test_a_peer_has_our_tensors_and_its_own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, built = _tiny("pi0"), []
+    _install("transformers", monkeypatch)
+    package = {"PI0Pytorch": lambda settings: built.append(Twin(settings)) or built[0]}
+    _install("openpi.models_pytorch.pi0_pytorch", monkeypatch, **package)
     sample = peers.openpi(model, 2)
     assert built[0].action_in_proj.weight.data_ptr() == model.action_in_proj.weight.data_ptr()
     assert built[0].settings.dtype == "float32"
     inputs, noise = Workload("mini").inputs()
     assert torch.equal(sample(inputs, noise), 6 * noise)
+
+
+@pytest.mark.parametrize(("family", "states"), [("pi0", 1), ("pi05", 0)])
+def test_lerobot_has_copies_where_it_keeps_float32(family: str, states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, built = _tiny(family).cast(torch.bfloat16), []
+    _install("transformers", monkeypatch)
+    package = {
+        f"{family.upper()}Config": SimpleNamespace,
+        f"{family.upper()}Pytorch": lambda settings: built.append(Cousin(settings)) or built[0],
+    }
+    _install(f"lerobot.policies.{family}.modeling_{family}", monkeypatch, **package)
+    sample = peers.lerobot(model, 2, "max-autotune")
+    peer = built[0]
+    assert peer.action_in_proj.weight.data_ptr() == model.action_in_proj.weight.data_ptr()
+    copy = peer.get_parameter("paligemma_with_expert.paligemma.model.multi_modal_projector.linear.weight")
+    assert torch.equal(copy, model.vision.head.weight.float())
+    assert (peer.settings.dtype, peer.settings.compile_mode) == ("bfloat16", "max-autotune")
+    inputs, noise = Workload("mini").inputs()
+    assert torch.equal(sample(inputs, noise), 6 * noise + states)

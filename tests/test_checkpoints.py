@@ -21,6 +21,7 @@ from checkpoint_files import (
     torch_directory,
 )
 from public_layouts import EMBED, EXPERT, HEAD, LANGUAGE, openpi_jax_tree, openpi_torch_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pi0_control.errors import CheckpointError, ConfigError
@@ -230,6 +231,43 @@ def test_the_report_accounts_for_every_tensor(tmp_path: Path) -> None:
     assert any(line.endswith(f"the action expert predicts no words: {EXPERT_HEAD}") for line in lines)
     assert lines[-1].split() == ["missing", "0"]
     assert str(LoadReport(("a",), {"b": "x", "c": "x"})).splitlines()[1].split() == ["converted", "2", "x"]
+
+
+def in_two_files(directory: Path) -> dict[str, str]:
+    """Splits the weights of a directory as Hugging Face does; returns which file has which tensor."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    where = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(sorted(tensors))}
+    for file in set(where.values()):
+        save_file({name: tensors[name] for name in tensors if where[name] == file}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return where
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    directory = golden_directory(tmp_path, "pi05")
+    whole = loaded(directory)
+    in_two_files(directory)
+    assert_same(loaded(directory), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda where: where.popitem(), "not in the index: "),
+        (lambda where: where.update({"more": min(where.values())}), "not where the index says: more"),
+        (lambda where: where.update(dict.fromkeys(where, "../model.safetensors")), "expected names of files beside it"),
+        (lambda where: where.update({"more": "third.safetensors"}), "no weight file .*third"),
+        (lambda where: where.clear(), "no 'weight_map'"),
+    ],
+)
+def test_an_index_that_differs_from_its_files_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    directory = golden_directory(tmp_path, "pi0")
+    where = in_two_files(directory)
+    change(where)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(directory)
 
 
 def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:

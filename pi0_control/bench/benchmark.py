@@ -31,8 +31,8 @@ def benchmark(
     Args:
         workload: what to compute.
         calls: synchronised calls of each contender after one to warm up; with several they take turns, A B B A.
-        peer: ``openpi``, on views of the same weights, with the same noise and inputs: once padded, as it always
-            runs, and once given the valid tokens only.
+        peer: ``openpi`` or ``lerobot``, on views of the same weights, with the same noise and inputs: once padded, as
+            it always runs, and once given the valid tokens only.
         plain: also the plain sampler, :func:`sample_actions`.
         threads: of the processor, for the whole process; as it is if None.
 
@@ -52,7 +52,7 @@ def benchmark(
             there = inputs.to(device)
             contenders["plain"] = lambda stages: sample_actions(model, there, noise, workload.steps, timing=stages)
         if peer is not None:
-            contenders |= _openpi(model, workload, inputs, noise)
+            contenders |= _peer(peer, model, workload, inputs, noise)
         samples = interleave(contenders, calls, device)
     return {
         "workload": asdict(workload) | {"prompt_tokens": workload.valid_tokens, "horizon": model.config.action_horizon},
@@ -96,19 +96,20 @@ def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, cl
     return call
 
 
-def _openpi(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
-    """Eager, padded and not; on a GPU compiled, too, as its own configs do."""
-    sample = peers.openpi(model, workload.steps)
+def _peer(name: str, model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
+    """Eager, padded and not; on a GPU compiled, too, in the mode of its own configs."""
+    build = peers.PEERS[name]
+    sample = build(model, workload.steps)
     padded, there = inputs.to(model.device), noise.to(model.device)
     length = workload.valid_tokens
     valid = replace(padded, tokens=padded.tokens[:, :length], token_mask=padded.token_mask[:, :length])
     calls: dict[str, Call] = {
-        "openpi": lambda stages: sample(padded, there),
-        "openpi, valid tokens only": lambda stages: sample(valid, there),
+        name: lambda stages: sample(padded, there),
+        f"{name}, valid tokens only": lambda stages: sample(valid, there),
     }
     if model.device.type == "cuda":
-        compiled = peers.openpi(model, workload.steps, "max-autotune")
-        calls["openpi, max-autotune"] = lambda stages: compiled(padded, there)
+        compiled = build(model, workload.steps, "max-autotune")
+        calls[f"{name}, max-autotune"] = lambda stages: compiled(padded, there)
     return calls
 
 

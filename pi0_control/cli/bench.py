@@ -20,7 +20,7 @@ def bench(
     horizon: int | None = None,
     calls: int = 50,
     threads: int | None = None,
-    peer: Literal["openpi"] | None = None,
+    peer: Literal["openpi", "lerobot"] | None = None,
     plain: bool = False,
     out: Path = Path("outputs/bench"),
 ) -> None:

@@ -323,7 +323,7 @@ def _checkpoint(setting: "Setting") -> dict[str, Any]:
     return {
         "execution_horizon": setting.play.execution_horizon or config.execution_horizon,
         "num_steps": config.num_steps,
-        **({"checkpoint_sha256": _sha256(weights)} if weights.is_file() else {}),  # JAX's are many files
+        **({"checkpoint_sha256": _sha256(weights)} if weights.is_file() else {}),  # not of many files
         "config": config.to_dict(),
     }
 

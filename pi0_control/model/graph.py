@@ -73,7 +73,7 @@ class Program:
                 self.run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on meanwhile
             self.run()
         return graph.replay
 

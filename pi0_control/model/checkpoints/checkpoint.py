@@ -14,7 +14,7 @@ from pi0_control.model.checkpoints.jax_names import jax_moves, jax_sizes
 from pi0_control.model.checkpoints.moves import Move, Reader, Shape, carry_out, raise_problems, require_fit, shorten
 from pi0_control.model.checkpoints.orbax import OrbaxTree, params_of
 from pi0_control.model.checkpoints.report import LoadReport
-from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
+from pi0_control.model.checkpoints.safetensors_file import INDEX_FILE, WEIGHTS_FILE, SafetensorsFile, weights_in
 from pi0_control.model.checkpoints.settings import (
     SETTINGS_FILE,
     apply_lerobot,
@@ -34,7 +34,7 @@ from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
 
 Format = Literal["pi0_control", "openpi_torch", "openpi_jax", "lerobot"]
-WEIGHTS_FILE, CONFIG_FILE, ADAPTER_FILE = "model.safetensors", "policy.json", "adapter_model.safetensors"
+CONFIG_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
 _OWN_NAMES = ("vision.", "embedding.", "prefix_", "suffix_")
 MODEL_ENTRY = "pi0_control.model"  # in the header of public files that we write: what no shape tells
 
@@ -128,7 +128,8 @@ def open_checkpoint(path: str | Path, *, lora_scaling: float = 1.0) -> Checkpoin
     """Find out what a directory holds; reads headers only, and refuses what does not fill a model exactly.
 
     Args:
-        path: a policy directory of ours, an openpi checkpoint (PyTorch, or JAX with ``params/``) or a LeRobot policy.
+        path: a policy directory of ours, an openpi checkpoint (PyTorch, or JAX with ``params/``) or a LeRobot policy;
+            weights may be in several files with an index.
         lora_scaling: alpha / rank of LoRA adapters in an openpi JAX checkpoint, which does not tell it; 1 as in
             openpi's own configurations.
 
@@ -137,8 +138,9 @@ def open_checkpoint(path: str | Path, *, lora_scaling: float = 1.0) -> Checkpoin
         ConfigError: a package that reads the format is not installed.
     """
     directory = Path(path)
-    if (directory / WEIGHTS_FILE).is_file():
-        file = SafetensorsFile(directory / WEIGHTS_FILE)
+    weights = weights_in(directory)
+    if weights is not None:
+        file = SafetensorsFile(weights)
         is_own = any(name.startswith(_OWN_NAMES) for name in file.shapes)
         return (_open_own if is_own else _open_torch)(directory, file)
     params = params_of(directory)
@@ -244,6 +246,6 @@ def _what_there_is(directory: Path) -> str:
     if (directory / ADAPTER_FILE).is_file():
         return f"it has {ADAPTER_FILE} alone; merge this adapter (PEFT) into the model it was trained for first."
     expected = f"expected {WEIGHTS_FILE} or params/_METADATA in it"
-    above, marks = ("*", "*/*", "*/*/*"), (WEIGHTS_FILE, "params")
+    above, marks = ("*", "*/*", "*/*/*"), (WEIGHTS_FILE, INDEX_FILE, "params")
     below = sorted(str(path.parent) for up in above for mark in marks for path in directory.glob(f"{up}/{mark}"))
     return f"{expected}; there are some in {shorten(below, 4)}." if below else f"{expected}."

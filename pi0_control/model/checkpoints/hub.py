@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pi0_control.errors import CheckpointError, ConfigError
 
-FILES = ("*.safetensors", "*.json")  # neither pickles nor code
+FILES = ("*.safetensors", "*.json", "*.model")  # the last are tokenizers; neither pickles nor code
 
 
 def locate(name: str | Path) -> Path:
