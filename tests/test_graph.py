@@ -11,7 +11,9 @@ from test_fast import guidance, padded, without_padding
 from tiny_model import TINY, TINY_PI05, make_flow, make_inputs, make_model
 
 from pi0_control.model.config import Pi0Config
-from pi0_control.model.graph import GraphSampler, Program
+from pi0_control.model.fast import FastSampler
+from pi0_control.model.graph import GraphSampler, Program, difference
+from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import Flow, sample_actions
 
 
@@ -25,7 +27,8 @@ def test_the_numbers_of_the_plain_sampler(config: Pi0Config) -> None:
         actions = sampler(each, noise, timing=timing)
         torch.testing.assert_close(actions, sample_actions(model, each, noise, 3), atol=1e-4, rtol=1e-5)
         assert list(timing) == ["graph_ms"]
-    assert len(sampler._launches) == 3  # one per shape, found again
+    lengths = [sorted(launches) for launches in sampler._launches.values()]
+    assert lengths == [[5, 7], [5, 7], [7]]  # two rows, one row and camera, nothing masked; found again
 
 
 def test_noise_of_the_generator_is_that_of_the_plain_sampler() -> None:
@@ -40,7 +43,7 @@ def test_buffers_stay_and_hold_no_earlier_input() -> None:
     model, inputs = make_model(), without_padding(make_inputs())
     sampler, noise = GraphSampler(model, 2), make_flow()[1]
     first = sampler(inputs, noise)
-    (launch,) = sampler._launches.values()
+    ((launch,),) = (launches.values() for launches in sampler._launches.values())
     assert launch is not None
     program = launch.program
     places = [program.actions.data_ptr(), *(value.data_ptr() for value in vars(program.inputs).values())]
@@ -77,6 +80,33 @@ def test_changed_weights_lead_to_new_programs() -> None:
     torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
 
 
+def test_buffers_made_under_inference_mode_can_be_filled_outside() -> None:
+    model, inputs, noise = make_model(), make_inputs(), make_flow()[1]
+    sampler = GraphSampler(model, 2)
+    with torch.inference_mode():
+        first = sampler(inputs, noise)
+    assert torch.equal(sampler(inputs, noise), first)
+
+
+def test_an_absent_camera_and_guidance_through_the_network() -> None:
+    model, inputs, noise = make_model(), make_inputs(batch=1), make_flow(batch=1)[1]
+    inputs.image_masks[:, 0] = False
+    pull = Guidance(noise, torch.ones_like(noise), 2.0, "full")
+    expected = sample_actions(model, inputs, noise, 2, guidance=pull)
+    for sampler in (FastSampler(model, 2), GraphSampler(model, 2)):
+        torch.testing.assert_close(sampler(inputs, noise, guidance=pull), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_noise_that_guidance_through_the_network_draws() -> None:
+    model, inputs = make_model(), make_inputs()
+    pull = guidance(TINY, "full")
+    ours, plain = (torch.Generator().manual_seed(3) for _ in range(2))
+    expected = sample_actions(model, inputs, None, 2, plain, guidance=pull)
+    actual = FastSampler(model, 2)(inputs, None, ours, guidance=pull)
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+    assert torch.equal(ours.get_state(), plain.get_state())
+
+
 def _none_captured(program: Program) -> Any:
     raise RuntimeError("no graphs here")
 
@@ -93,9 +123,19 @@ def _not_finite(program: Program) -> Any:
     return lambda: program.actions.fill_(torch.nan)
 
 
+def _dead(program: Program) -> Any:
+    program.run()
+    return lambda: None
+
+
 @pytest.mark.parametrize(
     ("captured", "reason"),
-    [(_none_captured, "could not be made"), (_wrong, r"its actions are \d+\.\d % off"), (_not_finite, "inf % off")],
+    [
+        (_none_captured, "could not be made"),
+        (_wrong, r"its actions are \d+\.\d % off"),
+        (_dead, r"its actions are \d+\.\d % off"),
+        (_not_finite, "inf % off"),
+    ],
 )
 def test_a_graph_that_fails_or_errs_is_not_used(
     captured: Any, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -118,5 +158,26 @@ def test_a_program_never_waits_for_the_device(steering: str) -> None:
     known = [actions[0, :2], actions[1, :1]] if steering == "known" else None
     pull = guidance(TINY_PI05, "identity") if steering == "guided" else None
     flow = Flow.begin(TINY_PI05, inputs, noise, 2, None, known, pull)
-    for each in (inputs, without_padding(inputs)):
-        Program.of(sampler, each, flow).run()
+    for is_full in (True, False):
+        Program.of(sampler, inputs, is_full, flow).run()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("variant", ["pi0", "pi05"])
+def test_graphs_on_a_gpu(variant: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = replace(Pi0Config.preset(variant), depth=2, vocab_size=512)
+    config = replace(config, vision=replace(config.vision, depth=2))
+    model = make_model(config)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.07)  # the size that training leaves at these widths
+    model = model.cast(torch.bfloat16).to("cuda").eval()
+    sampler, plain = GraphSampler(model, 4), FastSampler(model, 4)
+    actions, noise, _ = make_flow(config)
+    batches = [make_inputs(config, seed=seed) for seed in (0, 1)]
+    short = [replace(each, token_mask=each.token_mask & (torch.arange(config.max_token_len) < 9)) for each in batches]
+    for each in (*batches, *short, *map(without_padding, batches), *batches):
+        for known in (None, [actions[0, :2], actions[1, :1]]):
+            expected = plain(each, noise, known_actions=known)
+            assert difference(sampler(each, noise, known_actions=known), expected) < 0.03
+    ways = {launch and launch.program.sampler.fuses for kind in sampler._launches.values() for launch in kind.values()}
+    assert ways == {True}, caplog.text  # every graph was made, and of our kernels

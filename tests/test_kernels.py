@@ -27,6 +27,7 @@ if not torch.cuda.is_available():
 kernels = pytest.importorskip("pi0_control.model.kernels", reason="Triton is not installed", exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of NumPy's sigmoid
+on_tiny_models = pytest.mark.skipif(torch.cuda.is_available(), reason="tiles of a GPU are larger than these models")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED = [
     TINY,
@@ -35,8 +36,8 @@ FUSED = [
     replace(TINY, ada_norm="bounded"),
 ]
 BOUNDED = replace(TINY, ada_norm="bounded")  # a shift, but no gate
-BATCH, TOKENS, PREFIX, HEADS = 2, 5, 11, 4
-WIDTH, HEAD_DIM, HIDDEN = (512, 128, 768) if DEVICE == "cuda" else (24, 16, 40)
+BATCH, TOKENS, HEADS = 2, 5, 4
+WIDTH, HEAD_DIM, HIDDEN, PREFIX = (512, 128, 768, 700) if DEVICE == "cuda" else (24, 16, 40, 11)
 PLACES = PREFIX + TOKENS
 
 
@@ -55,7 +56,7 @@ def matrix(out: int, width: int) -> Tensor:
 
 def rope(rows: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """As the kernels take it, and as the plain model does."""
-    positions = torch.randint(0, 50, (rows, PLACES), device=DEVICE)
+    positions = torch.randint(0, PLACES, (rows, PLACES), device=DEVICE)
     cos, sin = rope_table(positions, HEAD_DIM)
     return (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)), (cos, sin)
 
@@ -124,7 +125,7 @@ def test_around_the_products_of_a_prefix() -> None:
     torch.testing.assert_close(cache, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="tiles of a GPU are larger than this model")
+@on_tiny_models
 @pytest.mark.parametrize("config", [TINY, TINY_PI05, BOUNDED])
 def test_a_fused_sampler_has_the_numbers_of_the_plain_one(config: Pi0Config) -> None:
     model, inputs = make_model(replace(config, attn_backend="sdpa")), make_inputs(config)
@@ -135,6 +136,7 @@ def test_a_fused_sampler_has_the_numbers_of_the_plain_one(config: Pi0Config) -> 
         torch.testing.assert_close(sampler(each, noise), sample_actions(model, each, noise, 2), atol=1e-4, rtol=1e-5)
 
 
+@on_tiny_models
 def test_known_actions_go_the_way_without_kernels() -> None:
     model, inputs, (actions, noise, _) = make_model(TINY_PI05), make_inputs(TINY_PI05), make_flow(TINY_PI05)
     known = [actions[0, :2], actions[1, :0]]
@@ -143,6 +145,7 @@ def test_known_actions_go_the_way_without_kernels() -> None:
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
 
 
+@on_tiny_models
 def test_shifts_follow_the_weights() -> None:
     model, inputs, noise = make_model(TINY_PI05), make_inputs(TINY_PI05), make_flow(TINY_PI05)[1]
     sampler = FastSampler(model, 1, fuses=True)
@@ -152,6 +155,7 @@ def test_shifts_follow_the_weights() -> None:
     torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 1), atol=1e-4, rtol=1e-5)
 
 
+@on_tiny_models
 @pytest.mark.parametrize(
     ("changes", "fits"),
     [({}, True), ({"num_kv_heads": 4}, False), ({"attn_softcap": 2.0}, False), ({"action_mlp_dim": 41}, False)],
@@ -160,6 +164,9 @@ def test_what_can_be_fused(changes: dict[str, object], fits: bool) -> None:
     from pi0_control.model.fused import can_fuse
 
     assert can_fuse(make_model(replace(TINY, **changes))) == fits  # type: ignore[arg-type]
+    adapted = make_model()
+    adapted.suffix_layers[0].qkv = torch.nn.Sequential(adapted.suffix_layers[0].qkv)  # as an adapter wraps it
+    assert not can_fuse(adapted)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="bfloat16 is not what Triton's interpreter can multiply")
@@ -175,6 +182,7 @@ def test_bfloat16_at_full_width_is_no_further_from_float32(variant: str) -> None
     assert (fused - exact).square().mean() <= 1.2 * (plain - exact).square().mean()
 
 
+@on_tiny_models
 def test_one_step_is_six_launches_per_layer_and_few_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     launches: list[str] = []
     for name in ("normed_qkv", "attend", "gated_product", "normed_gate_up"):

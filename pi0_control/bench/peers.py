@@ -76,7 +76,7 @@ def lerobot(model: Pi0, num_steps: int, compile_mode: str | None = None) -> Samp
         max_action_dim=config.action_dim,
         image_resolution=(config.vision.image_size, config.vision.image_size),
         dtype=_dtype(model),
-        device=str(model.device),
+        device=model.device.type,
         compile_model=compile_mode is not None,
         compile_mode=compile_mode,
     )

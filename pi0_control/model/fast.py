@@ -123,6 +123,7 @@ class _Encoded:
         seen: uint8 [B, S + T], 0 for padding of the prefix.
         rope: of all S + T places.
         attend_all, attend_actions: for all T tokens of the suffix, and for the actions only.
+        tables: that it was encoded with.
     """
 
     buffers: Tensor
@@ -131,12 +132,13 @@ class _Encoded:
     rope: tuple[Tensor, Tensor]
     attend_all: Attend
     attend_actions: Attend
+    tables: Tables
 
 
 class FastSampler:
     """:func:`sampler.sample_actions` with less work; for the model in whatever state it is when called.
 
-    Guidance with the full jacobian needs a gradient and goes the plain way, without padding.
+    Guidance with the full jacobian needs a gradient and goes the plain way.
 
     Args:
         model: the network.
@@ -166,12 +168,12 @@ class FastSampler:
 
         The inputs may be on the CPU, where it costs least to see what of them is padding.
         """
-        model = self.model
-        inputs = inputs.trimmed()
+        model, given, inputs = self.model, inputs, inputs.trimmed()
         is_full, inputs = inputs.is_full, inputs.to(model.device)
         flow = Flow.begin(model.config, inputs, noise, self.num_steps, generator, known_actions, guidance)
         if flow.needs_gradient:
-            return sample_actions(model, inputs, noise, self.num_steps, generator, timing, known_actions, guidance)
+            there = given.to(model.device)
+            return sample_actions(model, there, flow.x_t, self.num_steps, None, timing, known_actions, guidance)
         started = now(model.device)
         encoded = self.encode(inputs, is_full)
         middle = now(model.device) if timing is not None else started
@@ -199,7 +201,7 @@ class FastSampler:
         model, config, tables = self.model, self.model.config, self.tables
         x, valid, ar = model.embed_prefix(inputs, is_trimmed=True)
         x, (batch, length), room = x.to(model.dtype), valid.shape, config.suffix_len
-        rope = self._rope(valid, is_full)
+        rope = _rope(tables, valid, config.suffix_len, is_full)
         buffers = x.new_empty(config.depth, 2, batch, length + room, config.num_kv_heads, config.head_dim)
         attend = self._attend(None if is_full else with_self(attention_mask(valid, ar)))
         if tables.fused is not None:
@@ -212,7 +214,7 @@ class FastSampler:
         mask = None if is_full and config.state_input == "none" else suffix_mask(valid, model.suffix_ar())
         actions = None if is_full or mask is None else mask[:, -config.action_horizon :]
         seen = F.pad(valid.to(torch.uint8), (0, room), value=1)
-        return _Encoded(buffers, length, seen, rope, self._attend(mask), self._attend(actions))
+        return _Encoded(buffers, length, seen, rope, self._attend(mask), self._attend(actions), tables)
 
     @torch.no_grad()
     def denoise(self, flow: Flow, encoded: _Encoded, state: Tensor) -> Tensor:
@@ -226,8 +228,8 @@ class FastSampler:
         return flow.follow(velocity)
 
     def _velocity(self, encoded: _Encoded, state: Tensor | None, x_t: Tensor, step: int, known: Known | None) -> Tensor:
-        model, tables = self.model, self.tables
-        x = self._embed_actions(x_t, step, known)
+        model, tables = self.model, encoded.tables
+        x = self._embed_actions(tables, x_t, step, known)
         start = encoded.length + model.config.suffix_len - x.shape[1]
         if state is not None:
             token = model.state_proj(state.to(model.state_proj.weight.dtype))
@@ -252,9 +254,9 @@ class FastSampler:
         """The velocity, float32 [B, horizon, action_dim], of normed tokens [B, horizon, width]."""
         return self.model.action_out_proj(hidden.to(self.model.action_out_proj.weight.dtype)).float()
 
-    def _embed_actions(self, x_t: Tensor, step: int, known: Known | None) -> Tensor:
+    def _embed_actions(self, tables: Tables, x_t: Tensor, step: int, known: Known | None) -> Tensor:
         """Noisy actions [B, horizon, action_dim] as tokens [B, horizon, action_width]."""
-        tables, model = self.tables, self.model
+        model = self.model
         x_t = x_t.to(tables.action_weight.dtype)
         if model.config.ada_norm != "none":
             return F.linear(x_t, tables.action_weight, tables.action_bias[step])
@@ -265,15 +267,6 @@ class FastSampler:
             hidden = F.linear(x_t, tables.action_weight) + bias
         return model.action_time_mlp_out(F.silu(hidden))
 
-    def _rope(self, valid: Tensor, is_full: bool) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of all places, [1 or B, S + T, 1, head_dim]."""
-        cos, sin = self.tables.rope
-        length, room = valid.shape[1], self.model.config.suffix_len
-        if is_full:
-            return cos[None, : length + room], sin[None, : length + room]
-        positions = positions_of(torch.cat([valid, valid.new_ones(len(valid), room)], dim=1)).clamp(min=0)
-        return cos[positions], sin[positions]
-
     def _attend(self, mask: Tensor | None) -> Attend:
         """The attention that is fastest for this dtype and device."""
         config, on_cpu = self.model.config, self.model.device.type == "cpu"
@@ -282,6 +275,16 @@ class FastSampler:
             return _attend_to_one_head
         capped = config.attn_backend if config.attn_softcap else None
         return Attention(mask, capped or ("eager" if is_narrow else "sdpa"), config.attn_softcap)
+
+
+def _rope(tables: Tables, valid: Tensor, room: int, is_full: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all places, [1 or B, S + room, 1, head_dim], for a prefix valid [B, S]."""
+    cos, sin = tables.rope
+    length = valid.shape[1] + room
+    if is_full:
+        return cos[None, :length], sin[None, :length]
+    positions = positions_of(torch.cat([valid, valid.new_ones(len(valid), room)], dim=1)).clamp(min=0)
+    return cos[positions], sin[positions]
 
 
 def _run_layer(

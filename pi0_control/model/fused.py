@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pi0_control.model import kernels
 from pi0_control.model.gemma import Modulation
@@ -15,14 +15,17 @@ Pair = tuple[Modulation, Modulation]
 
 
 def can_fuse(model: Pi0) -> bool:
-    """Whether the kernels cover this architecture: the public ones, and others with one key head and round sizes."""
+    """Whether the kernels cover this model: the public ones, and others of plain matrices with round sizes."""
     config, (columns, depth) = model.config, kernels.TILE
     half, widths = (
         config.head_dim // 2,
         (config.action_width, config.action_mlp_dim, config.num_heads * config.head_dim),
     )
-    is_plain = config.num_kv_heads == 1 and config.attn_softcap == 0 and config.value_residual == "none"
-    return is_plain and half % columns == 0 and half.bit_count() == 1 and not any(width % depth for width in widths)
+    is_known = config.num_kv_heads == 1 and config.attn_softcap == 0 and config.value_residual == "none"
+    is_round = half % columns == 0 and half.bit_count() == 1 and not any(width % depth for width in widths)
+    layers = (*model.prefix_layers, *model.suffix_layers)
+    matrices = (matrix for layer in layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down))
+    return is_known and is_round and all(type(matrix) is nn.Linear for matrix in matrices)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _attentions() -> list[triton.Config]:
 # One parameter per line would hide the kernels.
 # fmt: off
 
-@triton.autotune(_products(32), key=["WIDTH", "HEADS"])
+@triton.autotune(_products(32), key=["WIDTH", "HEADS"], cache_results=True)
 @triton.jit
 def _qkv(
     x, scale, bias, weight, cos, sin, queries, keys, values, rows, tokens, start, angles_per_row, cached_per_row,
@@ -147,7 +147,7 @@ def normed_qkv(
     return queries
 
 
-@triton.autotune(_attentions(), key=["HEADS", "HEAD_DIM"])
+@triton.autotune(_attentions(), key=["HEADS", "HEAD_DIM"], cache_results=True)
 @triton.jit
 def _attend_part(
     queries, keys, values, seen, parts, tops, totals, tokens, length, first_sees, cached_per_row,
@@ -223,7 +223,7 @@ def attend(queries: Tensor, cache: Tensor, seen: Tensor, first_sees: int) -> Ten
     return out
 
 
-@triton.autotune(_products(64), key=["WIDTH", "DEEP"])
+@triton.autotune(_products(64), key=["WIDTH", "DEEP"], cache_results=True)
 @triton.jit
 def _gated_product(
     x, branch, weight, gate, out, rows, WIDTH: tl.constexpr, DEEP: tl.constexpr, ROWS: tl.constexpr,
@@ -262,7 +262,7 @@ def _gelu(x):
     return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
-@triton.autotune(_products(32), key=["WIDTH", "HIDDEN"])
+@triton.autotune(_products(32), key=["WIDTH", "HIDDEN"], cache_results=True)
 @triton.jit
 def _gate_up(
     x, scale, bias, weight, out, rows, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, EPS: tl.constexpr,
@@ -375,7 +375,8 @@ def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor) -> Tens
 
 @triton.jit
 def _join_gate_up(both, out, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)  # of a large batch there may be 2^31 entries
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < HIDDEN
     gate = tl.load(both + row * 2 * HIDDEN + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(both + row * 2 * HIDDEN + HIDDEN + column, mask=inside, other=0.0).to(tl.float32)

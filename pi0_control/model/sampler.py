@@ -127,9 +127,8 @@ class Flow:
         known = [] if self.known is None else [self.known.actions, self.known.mask]
         return [self.x_t, *known, *([] if self.guidance is None else [self.guidance.targets, self.guidance.weights])]
 
-    def to(self, device: torch.device, copy: bool = False) -> "Flow":
-        """The same on another device; ``copy`` shares no memory."""
-        x_t, *steering = (tensor.to(device, copy=copy) for tensor in self.tensors)
+    def on(self, x_t: Tensor, *steering: Tensor) -> "Flow":
+        """The same made of other tensors, given as ``tensors`` has them."""
         known = self.known and Known(*steering)
         guidance = self.guidance and replace(self.guidance, targets=steering[0], weights=steering[1])
         return replace(self, x_t=x_t, known=known, guidance=guidance)
