@@ -22,6 +22,7 @@ from pi0_control.cli.bench import bench
 from pi0_control.errors import ConfigError
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
+from pi0_control.model.graph import Program
 from pi0_control.model.pi0 import Pi0
 
 
@@ -78,7 +79,20 @@ def test_where_a_graph_is_one_launch_the_stages_are_those_of_the_same_work_launc
     assert not result["runs"]["ours"]["stages_ms"]
     assert set(result["runs"][SPLIT]["stages_ms"]) == set(result["achieved"])
     assert max(result["against_ours"][name]["difference_max"] for name in (UNFUSED, SPLIT)) < 1e-4
-    assert "All denoising steps inside the graph" in capsys.readouterr().out
+    assert result["fused"] == []
+    out = capsys.readouterr().out
+    assert "Kernels of our own: not used" in out
+    assert "All denoising steps inside the graph" in out
+
+
+def test_a_gpu_that_makes_no_graph_is_not_timed_as_if_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(program: Program) -> None:
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setattr("pi0_control.bench.benchmark._has_graphs", lambda device: True)
+    monkeypatch.setattr(Program, "captured", fail)
+    with pytest.raises(ConfigError, match="No CUDA graph could be made on cpu"):
+        benchmark(Workload("mini"), 1)
 
 
 def test_sizes_that_do_not_exist_are_refused() -> None:
@@ -100,6 +114,19 @@ def test_a_peer_that_is_not_installed_is_named(peer: str, missing: str, monkeypa
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=f"{peer} cannot be imported"):
         benchmark(Workload("mini"), 1, peer=peer)
+
+
+def test_a_peer_runs_padded_and_on_the_valid_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def build(model: Pi0, num_steps: int):
+        return lambda inputs, noise: lengths.append(inputs.tokens.shape[1]) or noise
+
+    monkeypatch.setitem(peers.PEERS, "lerobot", build)
+    workload = Workload("mini", prompt_tokens=5, steps=1)
+    result = benchmark(workload, 1, peer="lerobot")
+    assert set(result["against_ours"]) == {"lerobot", "lerobot, valid tokens only"}
+    assert set(lengths) == {workload.config.max_token_len, 5}
 
 
 class Twin(nn.Module):

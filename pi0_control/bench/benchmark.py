@@ -12,6 +12,7 @@ from torch import Tensor
 from pi0_control.bench import peers
 from pi0_control.bench.measure import Call, Samples, VisionClock, interleave, memory_gb, roofline
 from pi0_control.bench.workload import DTYPES, Workload
+from pi0_control.errors import ConfigError
 from pi0_control.model.fast import FastSampler
 from pi0_control.model.graph import GraphSampler
 from pi0_control.model.pi0 import ModelInputs, Pi0
@@ -37,15 +38,16 @@ def benchmark(
         threads: of the processor, for the whole process; as it is if None.
 
     Raises:
-        ConfigError: the peer is not installed or has no such model.
+        ConfigError: the peer is not installed or has no such model, or a GPU makes no graph.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     model, device = workload.model(), torch.device(workload.device)
     inputs, noise = workload.inputs()
     limits = roofline(device, DTYPES[workload.dtype])
-    contenders = _graphs(model, workload, inputs, noise) if _has_graphs(device) else {}
-    split = SPLIT if contenders else "ours"
+    graphs = _graphs(model, workload, inputs, noise) if _has_graphs(device) else {}
+    contenders = {name: _graph(sampler, inputs, noise) for name, sampler in graphs.items()}
+    split = SPLIT if graphs else "ours"
     with VisionClock(model) as clock:
         contenders[split] = _ours(model, workload, inputs, noise, clock)
         if plain:
@@ -59,6 +61,7 @@ def benchmark(
         "machine": _machine(device) | limits,
         "memory_gb": memory_gb(device),
         "runs": {name: each.summary() for name, each in samples.items()},
+        "fused": [name for name, sampler in graphs.items() if sampler.fuses],
         "stages_of": split,
         "achieved": _achieved(workload, samples[split], limits),
         "against_ours": _compare(samples),
@@ -70,13 +73,15 @@ def _has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _graphs(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, Call]:
+def _graphs(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, GraphSampler]:
     """Captured before any clock hangs on the model."""
-    calls: dict[str, Call] = {}
+    samplers = {}
     for name, steps, fuses in (("ours", workload.steps, True), (ONE_STEP, 1, True), (UNFUSED, workload.steps, False)):
-        calls[name] = _graph(GraphSampler(model, steps, fuses=fuses), inputs, noise)
-        calls[name]({})
-    return calls
+        samplers[name], stages = GraphSampler(model, steps, fuses=fuses), dict[str, float]()
+        samplers[name](inputs, noise, timing=stages)
+        if "graph_ms" not in stages:
+            raise ConfigError(f"No CUDA graph could be made on {workload.device}; the log says why.")
+    return samplers
 
 
 def _graph(sampler: GraphSampler, inputs: ModelInputs, noise: Tensor) -> Call:

@@ -1,4 +1,4 @@
-"""Other implementations, as installed, on views of our weights: nothing is held twice."""
+"""Other implementations, as installed, on views of our weights: nothing is held twice but in another dtype."""
 
 import importlib
 from collections.abc import Callable, Iterator

@@ -83,6 +83,7 @@ def _show(result: dict[str, Any]) -> None:
         stages.add_row(name, *(f"{figure:.1f}" for figure in (*figures, *rates)))
     console.print(table, stages)
     if "denoise_in_graph_ms" in result:
+        console.print(f"Kernels of our own: {', '.join(result['fused']) or 'not used'}")
         console.print(f"All denoising steps inside the graph: {result['denoise_in_graph_ms']:.2f} ms")
     for name, against in result["against_ours"].items():
         ratios = (

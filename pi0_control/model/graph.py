@@ -145,6 +145,12 @@ class GraphSampler:
                 timing["graph_ms"] = 1000 * (now(model.device) - started)
             return actions
 
+    @property
+    def fuses(self) -> bool:
+        """Whether any graph it made is of the kernels of ``kernels.py``."""
+        made = (launch for launches in self._launches.values() for launch in launches.values())
+        return any(launch is not None and launch.program.sampler.fuses for launch in made)
+
     def _launch(self, inputs: ModelInputs, flow: Flow) -> Launch | None:
         """That of these shapes, made if there is none yet; None where none can be had."""
         if self._ways[0].weights != self._made_of:
