@@ -132,6 +132,29 @@ def test_a_damaged_bag_is_one_error(sound: Path, keep: int) -> None:
         read_bag(sound, ROBOT, {})
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about what they read
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_whatever_is_damaged_in_a_bag_is_one_error_or_none(storage: str, tmp_path: Path) -> None:
+    messages = {"/joint_states": states(), "/top/image_raw": pictures(image)}
+    bag = write_bag(tmp_path / "bag", messages, StoragePlugin[storage.upper()])
+    random, seen = np.random.default_rng(0), set()
+    files = sorted(path for path in bag.rglob("*") if path.is_file())
+    for _ in range(60):
+        path = files[random.integers(len(files))]
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        for place in random.integers(len(content), size=random.integers(1, 30)):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_bag(bag, ROBOT, {})
+            seen.add("read")
+        except DatasetError:
+            seen.add("refused")
+        path.write_bytes(content)
+    assert seen == {"read", "refused"}
+
+
 def test_no_ros_is_needed(sound: Path) -> None:
     blocked = "import sys; sys.modules |= dict.fromkeys(('rclpy', 'sensor_msgs', 'builtin_interfaces', 'std_msgs'));"
     read = "from pathlib import Path; from recordings import ROBOT; from pi0_control.ros.bag import read_bag; "

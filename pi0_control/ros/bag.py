@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import ReaderError
 from rosbags.typesys import Stores, get_typestore
 
 from pi0_control.doctor import Recording
-from pi0_control.errors import DatasetError, ObservationError
+from pi0_control.errors import DatasetError, ObservationError, Pi0Error
 from pi0_control.robot import RobotSpec
 from pi0_control.ros.reading import NS, joint_positions, rgb_image, to_ns
 
@@ -44,8 +43,11 @@ def read_bag(
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.LATEST)) as bag:
             return _read(bag, path, robot, cameras, joint_states, commands)
-    except (AnyReaderError, ReaderError, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is neither a LeRobotDataset nor a rosbag that can be read: {error}.") from error
+    except Pi0Error:
+        raise
+    except Exception as error:  # a damaged bag makes the libraries that read it raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{path} is neither a LeRobotDataset nor a rosbag that can be read ({reason}).") from error
 
 
 def _read(
