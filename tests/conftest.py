@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,6 +7,9 @@ import torch
 from policy_parts import ARM6, TINY, make_policy
 
 from pi0_control.policy import Pi0Policy, PolicyConfig
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anyone reads Triton: the kernels of a GPU run on the CPU then
 
 
 @pytest.fixture

@@ -22,19 +22,11 @@ from pi0_control.model.fast import FastSampler
 from pi0_control.model.gemma import Modulation
 from pi0_control.model.sampler import Flow, sample_actions
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
 kernels = pytest.importorskip("pi0_control.model.kernels", reason="Triton is not installed", exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of NumPy's sigmoid
 on_tiny_models = pytest.mark.skipif(torch.cuda.is_available(), reason="tiles of a GPU are larger than these models")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FUSED = [
-    TINY,
-    TINY_PI05,
-    replace(TINY, ada_norm="adarms", residual_gate="layerscale"),
-    replace(TINY, ada_norm="bounded"),
-]
 BOUNDED = replace(TINY, ada_norm="bounded")  # a shift, but no gate
 BATCH, TOKENS, HEADS = 2, 5, 4
 WIDTH, HEAD_DIM, HIDDEN, PREFIX = (512, 128, 768, 700) if DEVICE == "cuda" else (24, 16, 40, 11)
