@@ -18,7 +18,7 @@ from pi0_control import cli
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.model.checkpoints import open_checkpoint
 from pi0_control.model.config import Pi0Config, SiglipConfig
-from pi0_control.policy import Pi0Policy, PolicyConfig
+from pi0_control.policy import Pi0Policy, PolicyConfig, read_policy
 from pi0_control.policy.conversion import convert
 
 VISION = SiglipConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_dim=24)
@@ -85,6 +85,34 @@ def test_a_lerobot_directory_keeps_its_processors(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert all(name.startswith("model.") for name in open_checkpoint(tmp_path / "out").reader.shapes)
     assert_same(state_of(tmp_path / "out"), state_of(source))
+
+
+@pytest.mark.parametrize(("joint", "fits"), [("waist", False), ("tool", True)])
+def test_relative_actions_that_lerobot_would_take_from_other_joints_are_refused(
+    joint: str, fits: bool, tmp_path: Path
+) -> None:
+    mask = tuple(name not in (joint, "gripper") for name in ARM6.joint_names)
+    config = PolicyConfig.for_robot(
+        ARM6, replace(TINY, vision=VISION), action_space="joint_delta", uncommanded=(joint,), delta_mask=mask
+    )
+    make_policy(config).save(tmp_path / "ours")
+    if fits:
+        convert(tmp_path / "ours", tmp_path / "theirs", "lerobot")
+    else:
+        with pytest.raises(ConfigError, match=r"wrong joints: \['waist'\] have no action and come before"):
+            convert(tmp_path / "ours", tmp_path / "theirs", "lerobot")
+
+
+def test_images_are_called_like_the_robots_cameras_for_lerobot(policy: Path, tmp_path: Path) -> None:
+    cameras = ("front", "hand", "side")
+    robot = replace(ARM6, cameras=cameras)
+    slots = read_policy(policy).config.cameras
+    config = replace(read_policy(policy).config, robot=robot, cameras=dict(zip(slots, cameras, strict=True)))
+    make_policy(config).save(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", "lerobot")
+    features = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))["input_features"]
+    assert [name for name in features if "images" in name] == [f"observation.images.{name}" for name in cameras]
+    assert list(read_policy(tmp_path / "theirs", robot=robot).config.cameras.values()) == list(cameras)
 
 
 def test_what_remains_unknown_is_told_and_nothing_is_written(tmp_path: Path) -> None:

@@ -316,6 +316,7 @@ def test_what_lerobot_is_told_comes_back(tmp_path: Path) -> None:
     files.export(lerobot, "lerobot")
     again = read_policy(lerobot, {"robot": "libero", "uncommanded": ["finger_right"], "rates": files.config.rates})
     changed = {"norm_rule": "lerobot", "prompt_format": "lerobot_pi0", "resize": "lerobot_v05"}
+    changed["cameras"] = {name: name for name in files.config.cameras.values()}  # as LeRobot finds them
     assert again.config == dataclasses.replace(files.config, **changed)
     for part in ("state", "actions"):
         for name, value in vars(getattr(files.norm_stats, part)).items():

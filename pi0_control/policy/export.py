@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.numpy import save_file
 
 from pi0_control.errors import ConfigError
-from pi0_control.policy.lerobot import NORMS, PREPROCESSOR
+from pi0_control.policy.lerobot import NORMS, PREPROCESSOR, check_places
 from pi0_control.policy.norm_stats import LEROBOT_FEATURES, NormStats, VectorStats
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ _RELATIVE = ("use_relative_actions", "relative_exclude_joints", "action_feature_
 
 
 def _features(config: "PolicyConfig") -> tuple[dict[str, Any], dict[str, Any]]:
-    """LeRobot's input and output features; images are called like the slots they are for."""
+    """LeRobot's input and output features; images are called like the robot's cameras, in the order of the slots."""
     size = config.model.vision.image_size
     sizes = {name: [3, stats.height, stats.width] for name, stats in config.camera_stats.items()}
     images = {
-        IMAGES + slot: {"type": "VISUAL", "shape": sizes.get(name, [3, size, size])}
-        for slot, name in config.cameras.items()
+        IMAGES + name: {"type": "VISUAL", "shape": sizes.get(name, [3, size, size])}
+        for name in config.cameras.values()
         if name is not None
     }
     state, action = LEROBOT_FEATURES
@@ -111,8 +111,9 @@ def _relative(config: "PolicyConfig") -> dict[str, Any]:
     """Which actions are relative, by the names of those that are not.
 
     Raises:
-        ConfigError: no words tell them apart.
+        ConfigError: no words tell them apart, or they are relative to other joints than LeRobot takes.
     """
+    check_places(config)
     names = [config.robot.joint_names[index] for index in config.commanded]
     mask = [config.delta_mask[index] for index in config.commanded]
     absolute = [name for name, is_delta in zip(names, mask, strict=True) if not is_delta]
@@ -126,12 +127,11 @@ def _processors(config: "PolicyConfig") -> dict[str, list[dict[str, Any]]]:
     """The steps of both processors by name, in LeRobot's order."""
     inputs, outputs = _features(config)
     norm = {"eps": config.norm_eps, "features": {**inputs, **outputs}, "norm_map": _norm_map(config)}
-    slots = {IMAGES + name: IMAGES + slot for slot, name in config.cameras.items() if name not in (None, slot)}
     tokenizer = {"max_length": config.model.max_token_len, "task_key": "task", "padding_side": "right"}
     tokenizer |= {"padding": "max_length", "truncation": True, "tokenizer_name": TOKENIZER_NAME}
     normalizer, relative = _step("normalizer", norm), _step("relative_actions", _relative(config))
     prompt = [_step("tokenizer", tokenizer), _step("device", {"device": "cpu", "float_dtype": None})]
-    before = [_step("rename_observations", {"rename_map": slots}), _step("to_batch", {})]
+    before = [_step("rename_observations", {"rename_map": {}}), _step("to_batch", {})]  # LeRobot's programs fill it
     if config.prompt_format == "pi05":
         state = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
         before += [relative, normalizer, state, *prompt]

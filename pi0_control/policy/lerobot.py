@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pi0_control.errors import CheckpointError, RobotMismatchError
+from pi0_control.errors import CheckpointError, ConfigError, RobotMismatchError
 from pi0_control.model.checkpoints import Checkpoint
 from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
 from pi0_control.model.checkpoints.settings import read_object
@@ -87,13 +87,29 @@ def lerobot_camera_stats(checkpoint: Checkpoint, policy: PolicyConfig) -> dict[s
     return found
 
 
+def check_places(policy: PolicyConfig) -> None:
+    """LeRobot takes each relative action from the entry of the state at its own place, whatever joint that is.
+
+    Raises:
+        ConfigError: here it would be another joint, as one without an action comes before.
+    """
+    if any(policy.delta_mask[joint] and joint != place for place, joint in enumerate(policy.commanded)):
+        raise ConfigError(
+            f"LeRobot would take actions relative to the wrong joints: {list(policy.uncommanded)} have no action and "
+            f"come before relative ones of {list(policy.robot.joint_names)}."
+        )
+
+
 def check_features(checkpoint: Checkpoint, policy: PolicyConfig) -> None:
     """Refuse a robot whose state or action has another length than the policy was trained with.
 
     Raises:
         RobotMismatchError: one of them differs.
+        ConfigError: see :func:`check_places`.
     """
     config, robot = checkpoint.settings, policy.robot
+    if lerobot_settings(checkpoint).get("action_space") == "joint_delta":
+        check_places(policy)
     for group, feature, expected, keyword in (
         ("input_features", LEROBOT_FEATURES[0], len(robot.joints), "max_state_dim"),
         ("output_features", LEROBOT_FEATURES[1], len(policy.commanded), "max_action_dim"),
