@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pi0_control.model import kernels
+from pi0_control.model.gemma import RMS_NORM_EPS
 
 WIDTH, HEADS, HEAD_DIM, HIDDEN = 1024, 8, 256, 4096  # of the action expert
 PREFIX_WIDTH, PREFIX_HIDDEN = 2048, 16384
@@ -31,7 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "_rotate": {"HEADS": HEADS, "HEAD_DIM": HEAD_DIM},
     "_join_gate_up": {"HIDDEN": PREFIX_HIDDEN, "BLOCK": 2048},
 }
-DEFAULTS = {"EPS": kernels.EPS, "NEVER": kernels.NEVER, "SPLITS": kernels.SPLITS, "ROWS": kernels.ROWS}
+DEFAULTS = {"EPS": RMS_NORM_EPS, "NEVER": kernels.NEVER, "SPLITS": kernels.SPLITS, "ROWS": kernels.ROWS}
 
 
 def compile_for(capability: int, all_tiles: bool) -> None:

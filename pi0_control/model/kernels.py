@@ -25,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EPS = 1e-6  # of the RMS norms
+from pi0_control.model.gemma import RMS_NORM_EPS
+
 NEVER = -1e30  # a logit that no other is below
 SPLITS = 8  # parts of the keys in attention
 ROWS = 64  # rows of a product's tile: those of one warp group of a Hopper GPU, and enough for a chunk of 50 actions
@@ -61,6 +62,29 @@ def _attentions() -> list[triton.Config]:
 # One parameter per line would hide the kernels.
 # fmt: off
 
+@triton.jit
+def _normed_pair(x, scale, bias, row, inside, weight, column, apart, WIDTH: tl.constexpr, EPS, DEPTH: tl.constexpr):
+    """The normed rows times the columns at ``column`` and those that lie ``apart`` from them, float32."""
+    first = weight + column[None, :] * WIDTH
+    second = first + apart * WIDTH
+    a = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    b = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    squares = tl.zeros((row.shape[0],), tl.float32)
+    for begin in range(0, WIDTH, DEPTH):
+        k = begin + tl.arange(0, DEPTH)
+        tile = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=inside, other=0.0).to(tl.float32)
+        squares += tl.sum(tile * tile, axis=1)
+        scaled = (tile * tl.load(scale + k)[None, :]).to(weight.dtype.element_ty)
+        a = tl.dot(scaled, tl.load(first + k[:, None]), a, input_precision="ieee")
+        b = tl.dot(scaled, tl.load(second + k[:, None]), b, input_precision="ieee")
+    r = tl.rsqrt(squares / WIDTH + EPS)[:, None]
+    a, b = a * r, b * r
+    if bias is not None:
+        a += tl.load(bias + column)[None, :]
+        b += tl.load(bias + apart + column)[None, :]
+    return a, b
+
+
 @triton.autotune(_products(32), key=["WIDTH", "HEADS"], cache_results=True)
 @triton.jit
 def _qkv(
@@ -74,23 +98,7 @@ def _qkv(
     column = (tl.program_id(0) % per_head) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = row[:, None] < rows
-    first = weight + (head * HEAD_DIM + column)[None, :] * WIDTH
-    second = first + half * WIDTH
-    a = tl.zeros((ROWS, COLUMNS), tl.float32)
-    b = tl.zeros((ROWS, COLUMNS), tl.float32)
-    squares = tl.zeros((ROWS,), tl.float32)
-    for begin in range(0, WIDTH, DEPTH):
-        k = begin + tl.arange(0, DEPTH)
-        tile = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=inside, other=0.0).to(tl.float32)
-        squares += tl.sum(tile * tile, axis=1)
-        scaled = (tile * tl.load(scale + k)[None, :]).to(weight.dtype.element_ty)
-        a = tl.dot(scaled, tl.load(first + k[:, None]), a, input_precision="ieee")
-        b = tl.dot(scaled, tl.load(second + k[:, None]), b, input_precision="ieee")
-    r = tl.rsqrt(squares / WIDTH + EPS)[:, None]
-    a, b = a * r, b * r
-    if bias is not None:
-        a += tl.load(bias + head * HEAD_DIM + column)[None, :]
-        b += tl.load(bias + head * HEAD_DIM + half + column)[None, :]
+    a, b = _normed_pair(x, scale, bias, row, inside, weight, head * HEAD_DIM + column, half, WIDTH, EPS, DEPTH)
     place = start + row % tokens
     if head <= HEADS:
         angle = ((row // tokens) * angles_per_row + place * HEAD_DIM + half)[:, None] + column[None, :]
@@ -108,6 +116,11 @@ def _qkv(
     else:
         tl.store(values + cached, a.to(values.dtype.element_ty), mask=inside)
         tl.store(values + cached + half, b.to(values.dtype.element_ty), mask=inside)
+
+
+def _per_row(table: Tensor) -> int:
+    """Entries from one row of a table of angles [1 or B, places, 1, head_dim] to the next; 0 if all share one."""
+    return table.stride(0) if len(table) > 1 else 0
 
 
 def normed_qkv(
@@ -141,8 +154,8 @@ def normed_qkv(
         return ((heads + 2) * (head_dim // 2 // chosen["COLUMNS"]), triton.cdiv(batch * tokens, ROWS))
 
     _qkv[grid](
-        x, scale, bias, weight, cos, sin, queries, cache[0], cache[1], batch * tokens, tokens, start, cos.stride(0)
-        if len(cos) > 1 else 0, cache.stride(1), WIDTH=width, HEADS=heads, HEAD_DIM=head_dim, EPS=EPS, ROWS=ROWS
+        x, scale, bias, weight, cos, sin, queries, cache[0], cache[1], batch * tokens, tokens, start, _per_row(cos),
+        cache.stride(1), WIDTH=width, HEADS=heads, HEAD_DIM=head_dim, EPS=RMS_NORM_EPS, ROWS=ROWS
     )
     return queries
 
@@ -271,23 +284,7 @@ def _gate_up(
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = row[:, None] < rows
-    of_gate = weight + column[None, :] * WIDTH
-    of_up = of_gate + HIDDEN * WIDTH
-    gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-    up = tl.zeros((ROWS, COLUMNS), tl.float32)
-    squares = tl.zeros((ROWS,), tl.float32)
-    for begin in range(0, WIDTH, DEPTH):
-        k = begin + tl.arange(0, DEPTH)
-        tile = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=inside, other=0.0).to(tl.float32)
-        squares += tl.sum(tile * tile, axis=1)
-        scaled = (tile * tl.load(scale + k)[None, :]).to(weight.dtype.element_ty)
-        gate = tl.dot(scaled, tl.load(of_gate + k[:, None]), gate, input_precision="ieee")
-        up = tl.dot(scaled, tl.load(of_up + k[:, None]), up, input_precision="ieee")
-    r = tl.rsqrt(squares / WIDTH + EPS)[:, None]
-    gate, up = gate * r, up * r
-    if bias is not None:
-        gate += tl.load(bias + column)[None, :]
-        up += tl.load(bias + HIDDEN + column)[None, :]
+    gate, up = _normed_pair(x, scale, bias, row, inside, weight, column, HIDDEN, WIDTH, EPS, DEPTH)
     place = row[:, None] * HIDDEN + column[None, :]
     tl.store(out + place, (_gelu(gate) * up).to(out.dtype.element_ty), mask=inside)
 
@@ -306,7 +303,7 @@ def normed_gate_up(x: Tensor, scale: Tensor, bias: Tensor | None, weight: Tensor
     def grid(chosen: Any) -> tuple[int, int]:
         return (hidden // chosen["COLUMNS"], triton.cdiv(batch * tokens, ROWS))
 
-    _gate_up[grid](x, scale, bias, weight, out, batch * tokens, WIDTH=width, HIDDEN=hidden, EPS=EPS, ROWS=ROWS)
+    _gate_up[grid](x, scale, bias, weight, out, batch * tokens, WIDTH=width, HIDDEN=hidden, EPS=RMS_NORM_EPS, ROWS=ROWS)
     return out
 
 
@@ -325,7 +322,8 @@ def _rms_norm(x, scale, out, WIDTH: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.c
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """``rms(x) * scale``, x [B, T, width], scale float32 [width]; one kernel that reads and writes x's dtype."""
     out, width = torch.empty_like(x), x.shape[-1]
-    _rms_norm[(x.shape[0] * x.shape[1],)](x, scale, out, WIDTH=width, EPS=EPS, BLOCK=triton.next_power_of_2(width))
+    block = triton.next_power_of_2(width)
+    _rms_norm[(x.shape[0] * x.shape[1],)](x, scale, out, WIDTH=width, EPS=RMS_NORM_EPS, BLOCK=block)
     return out
 
 
@@ -367,7 +365,7 @@ def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor) -> Tens
     heads, (cos, sin) = columns // head_dim - 2, rope
     queries = qkv.new_empty(batch, tokens, heads, head_dim)
     _rotate[(batch * tokens, heads + 2)](
-        qkv, cos, sin, queries, cache[0], cache[1], tokens, cos.stride(0) if len(cos) > 1 else 0, cache.stride(1),
+        qkv, cos, sin, queries, cache[0], cache[1], tokens, _per_row(cos), cache.stride(1),
         HEADS=heads, HEAD_DIM=head_dim, num_warps=1
     )
     return queries
