@@ -235,24 +235,29 @@ class FastSampler:
             token = model.state_proj(state.to(model.state_proj.weight.dtype))
             x, start = torch.cat([token[:, None], x], dim=1), start - 1
         x = x.to(model.dtype)
+        mask = None if known is None or model.config.ada_norm == "none" else _token_mask(known, x.shape[1])
         if tables.fused is not None and known is None:
             first_sees = start + 1 if state is not None else start + x.shape[1]
             x = tables.fused.run_suffix(x, step, encoded.rope, encoded.buffers, encoded.seen, start, first_sees)
-            return self._read_out(tables.last[step].apply(x[:, -model.config.action_horizon :]))
-        mask = None if known is None or model.config.ada_norm == "none" else _token_mask(known, x.shape[1])
-        attend = encoded.attend_all if state is not None else encoded.attend_actions
-        for index, layer in enumerate(model.suffix_layers):
+        else:
+            x = self._run_suffix(encoded, x, step, start, mask, with_state=state is not None)
+        last = tables.last[step] if mask is None else _select(mask, tables.last[-1], tables.last[step])
+        hidden = last.apply(x)[:, -model.config.action_horizon :]
+        return model.action_out_proj(hidden.to(model.action_out_proj.weight.dtype)).float()
+
+    def _run_suffix(
+        self, encoded: _Encoded, x: Tensor, step: int, start: int, mask: Tensor | None, with_state: bool
+    ) -> Tensor:
+        """A step's tokens x [B, T, width] at place ``start`` through all layers; those in the mask are known."""
+        tables = encoded.tables
+        attend = encoded.attend_all if with_state else encoded.attend_actions
+        for index, layer in enumerate(self.model.suffix_layers):
             pair = tables.suffix[step][index]
             if mask is not None:
                 pair = cast(Pair, tuple(map(_select, [mask, mask], tables.suffix[-1][index], pair)))
             kernels = tables.suffix_kernels[index]
             x = _run_layer(layer, kernels, pair, x, start, encoded.rope, attend, encoded.buffers, index)
-        last = tables.last[step] if mask is None else _select(mask, tables.last[-1], tables.last[step])
-        return self._read_out(last.apply(x)[:, -model.config.action_horizon :])
-
-    def _read_out(self, hidden: Tensor) -> Tensor:
-        """The velocity, float32 [B, horizon, action_dim], of normed tokens [B, horizon, width]."""
-        return self.model.action_out_proj(hidden.to(self.model.action_out_proj.weight.dtype)).float()
+        return x
 
     def _embed_actions(self, tables: Tables, x_t: Tensor, step: int, known: Known | None) -> Tensor:
         """Noisy actions [B, horizon, action_dim] as tokens [B, horizon, action_width]."""
