@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_fast import guidance, padded, without_padding
-from tiny_model import TINY, TINY_PI05, make_flow, make_inputs, make_model
+from tiny_model import TINY, TINY_PI05, make_flow, make_inputs, make_model, make_wide_model
 
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
@@ -165,12 +165,8 @@ def test_a_program_never_waits_for_the_device(steering: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("variant", ["pi0", "pi05"])
 def test_graphs_on_a_gpu(variant: Any, caplog: pytest.LogCaptureFixture) -> None:
-    config = replace(Pi0Config.preset(variant), depth=2, vocab_size=512)
-    config = replace(config, vision=replace(config.vision, depth=2))
-    model = make_model(config)
-    for parameter in model.parameters():
-        parameter.data.mul_(0.07)  # the size that training leaves at these widths
-    model = model.cast(torch.bfloat16).to("cuda").eval()
+    model = make_wide_model(variant).cast(torch.bfloat16).to("cuda").eval()
+    config = model.config
     sampler, plain = GraphSampler(model, 4), FastSampler(model, 4)
     actions, noise, _ = make_flow(config)
     batches = [make_inputs(config, seed=seed) for seed in (0, 1)]

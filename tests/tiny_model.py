@@ -49,6 +49,15 @@ def make_model(config: Pi0Config = TINY, seed: int = 0) -> Pi0:
     return model
 
 
+def make_wide_model(variant: Any) -> Pi0:
+    """A public model with two layers of each stack and few words: the widths that kernels of a GPU are for."""
+    config = replace(Pi0Config.preset(variant), depth=2, vocab_size=512)
+    model = make_model(replace(config, vision=replace(config.vision, depth=2)))
+    for parameter in model.parameters():
+        parameter.data.mul_(0.07)  # the size that training leaves at these widths
+    return model
+
+
 def make_inputs(config: Pi0Config = TINY, batch: int = 2, seed: int = 0) -> ModelInputs:
     """Random inputs; the first row lacks its last camera and is padded to the last three tokens."""
     generator = torch.Generator().manual_seed(seed)
