@@ -129,7 +129,7 @@ def test_the_hand_is_moved_by_a_twist_that_changes_gently_and_ends_at_zero(fligh
     twists = np.array([np.zeros(6), *map(array, hand.twists)])
     most = LIBERO.max_velocity[:6] * LIBERO.dt_s / 0.1  # per period, at the acceleration limit
     assert (np.abs(np.diff(twists, axis=0)) <= 2 * most + 1e-6).all()
-    assert (np.abs(twists) <= 1.2 * np.abs(TWIST) + 1e-6).all()  # a late period is longer than what was braked for
+    assert (np.abs(twists) <= np.abs(TWIST) + 1e-6).all()
     hand.reason = ""
     probe.until(lambda: hand.reason == "disabled", "diagnostics")
     assert len(hand.twists) == count

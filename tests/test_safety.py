@@ -184,6 +184,20 @@ def test_rates_keep_their_limits_and_stand_at_zero(sequence: list[Moment]) -> No
     assert (np.abs(command.positions[:3]) < 1e-9).all()
 
 
+@PROPERTY
+@given(st.lists(st.floats(0.005, 0.2), min_size=1, max_size=30))
+def test_a_rate_goes_straight_to_what_is_asked_for_however_long_the_periods_are(periods_s: list[float]) -> None:
+    safety = Safety(ROBOT, rates=RATES)
+    wanted = np.array([0.9, -0.5, 0]) * SPEED[:3]
+    now_s, rates = 0.0, np.zeros(3)
+    for counted_s in [DT_S, *np.minimum(periods_s, CONFIG.max_elapsed_steps * DT_S)]:
+        now_s += counted_s
+        rates += np.clip(wanted - rates, -ACCELERATION[:3] * counted_s, ACCELERATION[:3] * counted_s)
+        command = safety.check(now_s, np.r_[wanted, HOME[3:]], HOME, FRESH)
+        assert command is not None
+        np.testing.assert_allclose(command.positions[:3], rates, atol=EPS)
+
+
 def test_a_rate_is_not_compared_with_the_measured_pose() -> None:
     arm = Arm()
     arm.safety = Safety(ROBOT, rates=RATES)

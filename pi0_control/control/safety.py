@@ -21,6 +21,7 @@ from pi0_control.types import Command, CommandStatus
 Array = NDArray[np.float64]
 
 TICK_S = 1e-6  # a clock that went on by less stands still
+NO_LIMIT = 1e12  # finite, as 0 times infinity is not a number
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Safety:
         acceleration = np.array(
             [joint.max_acceleration or joint.max_velocity / config.acceleration_time_s for joint in robot.joints]
         )
-        self._acceleration = np.where(self._is_rate, acceleration / robot.dt_s, acceleration)  # of a rate: its jerk
+        self._acceleration = np.where(self._is_rate, NO_LIMIT, acceleration)  # of a rate: its jerk
         self._speed = np.where(self._is_rate, acceleration, speed)
         self._soft_speed = np.where(self._is_rate, acceleration, config.soft_start_speed * speed)
         reach = np.where(robot.gripper_mask | self._is_rate, np.inf, speed)  # compares a commanded and a measured pose
@@ -333,7 +334,7 @@ class Safety:
         half_step = self._acceleration * (dt_s / 2)
         distance = np.abs(away) / (half_step * dt_s)
         n = np.floor(np.sqrt(distance + 0.25) + 0.5)
-        return np.copysign(np.minimum((distance / n + n - 1) * half_step, speed), away)
+        return np.copysign(np.minimum((distance / n + (n - 1)) * half_step, speed), away)
 
     def _move(self, velocity: Array, dt_s: float) -> None:
         """One command on, at ``velocity`` [D] as far as acceleration and position limits let it."""
