@@ -237,5 +237,10 @@ def test_the_execution_horizon_follows_from_the_policy_and_fits_it() -> None:
     assert ChunkingConfig().for_policy(16, 8).execution_horizon == 8
     assert ChunkingConfig("ensemble").for_policy(16, 8).execution_horizon == 1
     assert ChunkingConfig("rtc", 5).for_policy(16, 8).execution_horizon == 5
+    for strategy in ("async", "rtc", "rtc_trained"):  # of a whole chunk nothing would be left to play meanwhile
+        assert ChunkingConfig(strategy).for_policy(16, 16).execution_horizon == 8
+        assert ChunkingConfig(strategy).for_policy(1, 1).execution_horizon == 1
+    assert ChunkingConfig("sync").for_policy(16, 16).execution_horizon == 16
+    assert ChunkingConfig("async", 16).for_policy(16, 8).execution_horizon == 16
     with pytest.raises(ConfigError, match="execution_horizon is 17; expected 1 to 16, the policy's horizon"):
         ChunkingConfig("rtc", 17).for_policy(16, 8)

@@ -35,8 +35,9 @@ class ChunkingConfig:
             all predictions for the step that is due (ACT, arXiv 2304.13705); ``rtc`` gives the policy the actions it
             has to continue (real-time chunking, arXiv 2506.07339); ``rtc_trained`` too, for policies trained so
             (arXiv 2512.05964), and drops a chunk that comes later than it was made for.
-        execution_horizon: from which step of a chunk on the next one is inferred, s; the policy's recommendation if
-            None, and every step with ``ensemble``.
+        execution_horizon: from which step of a chunk on the next one is inferred, s. If None, the policy's
+            recommendation; with strategies that infer while they play no more than half a chunk, which leaves them
+            something to play (LeRobot's checkpoints recommend the whole); and every step with ``ensemble``.
         on_new_prompt: what becomes of chunks of the prompt before: ``drop`` ends them at once, and the robot holds
             until there is one of the new prompt; ``finish`` plays them as if nothing had changed.
         ensemble_decay: m of the weights exp(-m i), where i = 0 is the oldest prediction; above 0 favours old ones.
@@ -78,12 +79,13 @@ class ChunkingConfig:
         return self.strategy in ("rtc", "rtc_trained")
 
     def for_policy(self, horizon: int, recommended: int) -> "ChunkingConfig":
-        """The same with an execution horizon for chunks of ``horizon`` actions: its own, or else the recommended.
+        """The same with an execution horizon for chunks of ``horizon`` actions: its own, or else as recommended.
 
         Raises:
             ConfigError: an execution horizon outside 1 .. ``horizon``.
         """
-        default = 1 if self.strategy == "ensemble" else recommended
+        most = {"sync": horizon, "ensemble": 1}.get(self.strategy, max(1, horizon // 2))
+        default = min(recommended, most)
         steps = default if self.execution_horizon is None else self.execution_horizon
         if not 1 <= steps <= horizon:
             raise ConfigError(f"execution_horizon is {steps}; expected 1 to {horizon}, the policy's horizon.")
