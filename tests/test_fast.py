@@ -8,8 +8,11 @@ import torch
 from test_golden import NAMES, jax_model, relative_rms, torch_model
 from tiny_model import SWITCHES, TINY, TINY_PI05, make_flow, make_inputs, make_model
 
+from pi0_control.model import packed as packing
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
+from pi0_control.model.gemma import GemmaLayer
+from pi0_control.model.packed import pack
 from pi0_control.model.pi0 import ModelInputs
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import sample_actions
@@ -92,13 +95,24 @@ def test_packed_matrices_are_no_less_exact(name: str) -> None:
     assert relative_rms(packed, exact) < 1.1 * relative_rms(plain, exact)
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+def test_many_tokens_go_through_a_packed_mlp_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, y = GemmaLayer(TINY, suffix=False).bfloat16(), torch.randn(2, 7, TINY.prefix_width).bfloat16()
+    mlp = pack(layer, 7).mlp
+    whole = mlp(y)
+    monkeypatch.setattr(packing, "MLP_TOKENS", 3)
+    torch.testing.assert_close(mlp(y), whole)
+    torch.testing.assert_close(whole, layer.mlp(y), atol=0.02, rtol=0.02)
+
+
 def test_packed_copies_follow_the_weights() -> None:
     model, inputs = make_model().cast(torch.bfloat16), make_inputs()
     sampler, noise = FastSampler(model, 2, packs=True), make_flow()[1]
-    before = sampler(inputs, noise)
-    with torch.no_grad():
-        model.suffix_layers[0].qkv.weight.neg_()
-    assert not torch.equal(sampler(inputs, noise), before)
+    for layer in (model.suffix_layers[0], model.vision.blocks[0]):
+        before = sampler(inputs, noise)
+        with torch.no_grad():
+            layer.qkv.weight.neg_()
+        assert not torch.equal(sampler(inputs, noise), before)
     torch.testing.assert_close(sampler(inputs, noise), FastSampler(model, 2)(inputs, noise), atol=0.1, rtol=0.1)
     model.float()  # nothing to pack in float32
     torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
@@ -125,7 +139,7 @@ def test_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = make_model(), padded(make_inputs())
     seen = []
     encode = model.vision.forward
-    monkeypatch.setattr(model.vision, "forward", lambda images: seen.append(len(images)) or encode(images))
+    monkeypatch.setattr(model.vision, "forward", lambda images, kernels: seen.append(len(images)) or encode(images))
     encoded = FastSampler(model).encode(inputs.trimmed(), is_full=True)
     assert seen == [1]
     assert encoded.length == TINY.vision.num_tokens + 4

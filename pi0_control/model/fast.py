@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from pi0_control.model.attention import Attention, attention_mask, positions_of, rope_table, suffix_mask, with_self
 from pi0_control.model.gemma import GemmaLayer, Modulation
-from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack
+from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, pack_block
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import Flow, Known, now, sample_actions
+from pi0_control.model.siglip import SiglipBlock
 
 if TYPE_CHECKING:
     from pi0_control.model.fused import FusedLayers
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[Modulation, Modulation]  # of both norms of a layer
-_MATRICES = ("qkv", "out", "gate_up", "down", "value_mix")  # of a layer, which tables hold only if they are packed
+_MATRICES = ("qkv", "out", "gate_up", "down", "value_mix")  # of a layer, which tables hold only if packed or fused
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Tables:
         suffix: of each row and suffix layer; the pairs of all rows are one where time goes in with the actions.
         last: final norm of the suffix, of each row.
         prefix_kernels, suffix_kernels: the products of each layer.
+        vision_kernels: those of each block of the image encoder; None for its own.
         action_weight, action_bias: x_t [.., action_dim] to the width of the suffix, [width, action_dim] and
             [N + 1, width]; for π0 that is the first matrix of the action-time MLP with the projection of the actions
             folded in and the time as a bias.
@@ -50,6 +52,7 @@ class Tables:
     last: list[Modulation]
     prefix_kernels: list[Kernels]
     suffix_kernels: list[Kernels]
+    vision_kernels: list[Kernels] | None
     action_weight: Tensor
     action_bias: Tensor
     rope: tuple[Tensor, Tensor]
@@ -74,6 +77,7 @@ class Tables:
             [_row(last, row, model.dtype) for row in rows],
             [_kernels(layer, config.prefix_len if packs else 0) for layer in model.prefix_layers],
             [_kernels(layer, config.suffix_len if packs else 0) for layer in model.suffix_layers],
+            _vision_kernels(model) if packs else None,
             weight,
             bias,
             (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)),
@@ -101,6 +105,12 @@ def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]]) -> "FusedLa
 
 def _kernels(layer: GemmaLayer, packed_for: int) -> Kernels:
     return pack(layer, packed_for) if packed_for and can_pack(layer) else kernels_of(layer)
+
+
+def _vision_kernels(model: Pi0) -> list[Kernels] | None:
+    blocks = cast(Sequence[SiglipBlock], model.vision.blocks)
+    tokens = model.config.num_cameras * model.config.vision.num_tokens
+    return [pack_block(block, tokens) for block in blocks] if all(map(can_pack, blocks)) else None
 
 
 def _row(modulation: Modulation, row: int, dtype: torch.dtype) -> Modulation:
@@ -143,14 +153,14 @@ class FastSampler:
     Args:
         model: the network.
         num_steps: Euler steps N.
-        packs: in bfloat16 on a CPU, hold a copy of the experts' matrices as its kernels want them; faster by a sixth,
-            for 4.6 GB more at full size.
+        packs: in bfloat16 on a CPU, hold a copy of the layers' matrices as its kernels want them; faster by a fifth,
+            for 5.4 GB more at full size.
         fuses: on a GPU, run the layers with kernels of our own (``kernels.py``); for models that ``can_fuse``.
     """
 
     def __init__(self, model: Pi0, num_steps: int = 10, packs: bool = False, fuses: bool = False) -> None:
         self.model, self.num_steps, self.packs, self.fuses = model, num_steps, packs, fuses
-        self._sources = list(_sources(model, packs or fuses))
+        self._sources = list(_sources(model, packs, fuses))
         self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
         self._made_of: tuple[object, ...] = ()
 
@@ -199,7 +209,7 @@ class FastSampler:
     def encode(self, inputs: ModelInputs, is_full: bool) -> _Encoded:
         """The prefix of trimmed inputs; ``is_full`` says that nothing in them is masked."""
         model, config, tables = self.model, self.model.config, self.tables
-        x, valid, ar = model.embed_prefix(inputs, is_trimmed=True)
+        x, valid, ar = model.embed_prefix(inputs, is_trimmed=True, vision_kernels=tables.vision_kernels)
         x, (batch, length), room = x.to(model.dtype), valid.shape, config.suffix_len
         rope = _rope(tables, valid, config.suffix_len, is_full)
         buffers = x.new_empty(config.depth, 2, batch, length + room, config.num_kv_heads, config.head_dim)
@@ -334,7 +344,7 @@ def _add_gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
 def _attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Everything sees everything, through one key head: the heads of q are further rows of one product."""
     rows = (q * q.shape[-1] ** -0.5).flatten(1, 2)  # [B, T * heads, head_dim]
-    weights = torch.softmax(rows @ k[:, :, 0].mT, dim=-1, dtype=torch.float32).to(v.dtype)
+    weights = torch.softmax(rows @ k[:, :, 0].mT, dim=-1)  # in float32 inside
     return (weights @ v[:, :, 0]).view(*q.shape[:2], -1)
 
 
@@ -350,11 +360,13 @@ def _select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulatio
     return Modulation(cast(Tensor, scale), shift, gate)
 
 
-def _sources(model: Pi0, packs: bool) -> Iterator[nn.Module]:
+def _sources(model: Pi0, packs: bool, fuses: bool) -> Iterator[nn.Module]:
     """The modules that tables are made of."""
+    if packs:
+        yield from model.vision.blocks.modules()
     for layer in (*model.prefix_layers, *model.suffix_layers):
         for name, child in layer.named_children():
-            if packs or name not in _MATRICES:
+            if packs or fuses or name not in _MATRICES:
                 yield from child.modules()
     yield from model.suffix_norm.modules()
     for name in ("action_in_proj", "action_time_mlp_in", "time_mlp_in", "time_mlp_out", "time_embed"):

@@ -170,6 +170,11 @@ class GemmaLayer(nn.Module):
         y, gate = self.norm2(x, cond)
         return add_gated(x, self.mlp(y), self._gate("mlp_scale", gate, cond))
 
+    @property
+    def matrices(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        """Those that every token is multiplied by: qkv, out, gate_up, down."""
+        return self.qkv, self.out, self.gate_up, self.down
+
     def mlp(self, y: Tensor) -> Tensor:
         """The gated MLP, [B, T, width] -> [B, T, width]."""
         gate, up = self.gate_up(y).chunk(2, dim=-1)

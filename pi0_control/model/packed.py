@@ -1,9 +1,10 @@
 """Matrices of a layer on a CPU in the order of its kernels (oneDNN): laid out once instead of in every call.
 
-In bfloat16 the gated MLP is then two products, the activation and the gating being done while a tile of the first is
-still in the cache and in float32. These are the operators that torch.compile takes for a frozen model on a CPU.
+In bfloat16 an activation and the gating behind a product are then done while a tile of it is still in the cache and in
+float32. These are the operators that torch.compile takes for a frozen model on a CPU.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pi0_control.model.gemma import GemmaLayer
+from pi0_control.model.siglip import SiglipBlock
 
 Product = Callable[[Tensor], Tensor]
+MLP_TOKENS = 512  # the MLP's intermediate then is 16 MB at most, which the allocator keeps instead of mapping it anew
 _linear = torch.ops.mkldnn._linear_pointwise
 
 
@@ -24,36 +27,48 @@ class Kernels(NamedTuple):
     mlp: Product
 
 
-def kernels_of(layer: GemmaLayer) -> Kernels:
+def kernels_of(layer: GemmaLayer | SiglipBlock) -> Kernels:
     """The layer's own."""
     return Kernels(layer.qkv, layer.out, layer.mlp)
 
 
-def can_pack(layer: GemmaLayer) -> bool:
-    """Whether :func:`pack` works: plain matrices in bfloat16 on a CPU that multiplies them."""
-    matrices = (layer.qkv, layer.out, layer.gate_up, layer.down)
+def can_pack(layer: GemmaLayer | SiglipBlock) -> bool:
+    """Whether it can be packed: plain matrices in bfloat16 on a CPU that multiplies them."""
     return all(
         type(matrix) is nn.Linear and matrix.weight.dtype == torch.bfloat16 and matrix.weight.device.type == "cpu"
-        for matrix in matrices
+        for matrix in layer.matrices
     ) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()
 def pack(layer: GemmaLayer, tokens: int) -> Kernels:
     """Kernels on a copy of the layer's matrices, laid out for about so many tokens."""
+    qkv, out, _, down = (_product(matrix, tokens) for matrix in layer.matrices)
     gate, up = (_packed(half.contiguous(), tokens) for half in layer.gate_up.weight.chunk(2))
-    qkv, out, down = (_packed(matrix.weight, tokens) for matrix in (layer.qkv, layer.out, layer.down))
 
     def mlp(y: Tensor) -> Tensor:
         gated = _linear(y, gate, None, "gelu", [], "tanh")
-        return _product(down)(_linear.binary(y, gated, up, None, "mul"))
+        return down(_linear.binary(y, gated, up, None, "mul"))
 
-    return Kernels(_product(qkv), _product(out), mlp)
+    def mlp_in_parts(y: Tensor) -> Tensor:
+        parts = math.ceil(y.shape[1] / MLP_TOKENS)
+        return mlp(y) if parts == 1 else torch.cat([mlp(part) for part in y.chunk(parts, dim=1)], dim=1)
+
+    return Kernels(qkv, out, mlp_in_parts)
+
+
+@torch.no_grad()
+def pack_block(block: SiglipBlock, tokens: int) -> Kernels:
+    """The same of a block of the image encoder, for about so many tokens of all images."""
+    qkv, out, fc2 = (_product(matrix, tokens) for matrix in (block.qkv, block.out, block.fc2))
+    fc1 = _product(block.fc1, tokens, "gelu", "tanh")
+    return Kernels(qkv, out, lambda y: fc2(fc1(y)))
 
 
 def _packed(weight: Tensor, tokens: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), tokens)
 
 
-def _product(packed: Tensor) -> Product:
-    return lambda x: _linear(x, packed, None, "none", [], "")
+def _product(matrix: nn.Linear, tokens: int, activation: str = "none", algorithm: str = "") -> Product:
+    weight, bias = _packed(matrix.weight, tokens), matrix.bias
+    return lambda x: _linear(x, weight, bias, activation, [], algorithm)

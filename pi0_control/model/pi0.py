@@ -6,8 +6,9 @@ time of the flow runs from 1 (noise) to 0 (data): ``x_t = t * noise + (1 - t) * 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,9 @@ from pi0_control.model.prefix_cache import PrefixCache
 from pi0_control.model.recompute import run_layer
 from pi0_control.model.siglip import Siglip
 from pi0_control.model.times import RandomFourierTime, SinCosTime
+
+if TYPE_CHECKING:
+    from pi0_control.model.packed import Kernels
 
 __all__ = ["ModelInputs", "Pi0", "Pi0Config", "SiglipConfig"]
 
@@ -175,12 +179,15 @@ class Pi0(nn.Module):
             tensor.data = tensor.data.to(dtype if id(tensor) in cast_down else torch.float32)
         return self
 
-    def embed_prefix(self, inputs: ModelInputs, is_trimmed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def embed_prefix(
+        self, inputs: ModelInputs, is_trimmed: bool = False, vision_kernels: "Sequence[Kernels] | None" = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (all cameras in one call of the encoder) and text as tokens.
 
         Args:
             inputs: the batch.
             is_trimmed: it may have fewer cameras than the config, see :meth:`ModelInputs.trimmed`.
+            vision_kernels: instead of the products of each block of the image encoder.
 
         Returns:
             tokens [B, S, prefix_width], valid bool [B, S], ar int64 [S] (all zero: everybody sees everybody).
@@ -189,7 +196,8 @@ class Pi0(nn.Module):
             ObservationError: the images do not have the shape of the config, or not a fitting number of rows.
         """
         self._check_shapes(inputs, is_trimmed)
-        image_tokens = self.vision(inputs.images.flatten(0, 1)).unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
+        image_tokens = self.vision(inputs.images.flatten(0, 1), vision_kernels)
+        image_tokens = image_tokens.unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
         image_valid = inputs.image_masks.repeat_interleave(self.config.vision.num_tokens, dim=1)
         prompts = inputs.prompts_per_image
         if prompts > 1:

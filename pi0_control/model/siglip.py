@@ -1,6 +1,8 @@
 """SigLIP: image -> tokens. A patch (or convolutional) stem, learned positions, pre-LayerNorm blocks, a linear head."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 from pi0_control.model.attention import Attention, Backend
 from pi0_control.model.config import SiglipConfig
 from pi0_control.model.recompute import run_layer
+
+if TYPE_CHECKING:
+    from pi0_control.model.packed import Kernels
 
 LAYER_NORM_EPS = 1e-6
 
@@ -39,11 +44,21 @@ class SiglipBlock(nn.Module):
         self.fc1 = nn.Linear(config.width, config.mlp_dim)
         self.fc2 = nn.Linear(config.mlp_dim, config.width)
 
-    def forward(self, x: Tensor, attention: Attention) -> Tensor:
-        """x [B, tokens, width] -> the same shape, both float32."""
-        q, k, v = self.qkv(_normed(self.norm1, x)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        x = x + self.out(attention(q, k, v))
-        return x + self.fc2(F.gelu(self.fc1(_normed(self.norm2, x)), approximate="tanh"))
+    @property
+    def matrices(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        """Those that every token is multiplied by: qkv, out, fc1, fc2."""
+        return self.qkv, self.out, self.fc1, self.fc2
+
+    def mlp(self, y: Tensor) -> Tensor:
+        """The MLP, [B, tokens, width] -> [B, tokens, width]."""
+        return self.fc2(F.gelu(self.fc1(y), approximate="tanh"))
+
+    def forward(self, x: Tensor, attention: Attention, kernels: "Kernels | None" = None) -> Tensor:
+        """x [B, tokens, width] -> the same shape, both float32; ``kernels`` stand in for the block's own products."""
+        qkv, out, mlp = kernels or (self.qkv, self.out, self.mlp)
+        q, k, v = qkv(_normed(self.norm1, x)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        x = x + out(attention(q, k, v))
+        return x + mlp(_normed(self.norm2, x))
 
 
 def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -69,10 +84,14 @@ class Siglip(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(config.width, out_width)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled."""
+    def forward(self, images: Tensor, kernels: "Sequence[Kernels] | None" = None) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled.
+
+        ``kernels``, of each block, stand in for its own products.
+        """
         x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
         x = (x + self.position).float()
-        for block in self.blocks:
-            x = run_layer(self.gradient_checkpointing, block, x, self.attention)
+        products: Sequence[Kernels | None] = kernels or [None] * len(self.blocks)
+        for block, own in zip(self.blocks, products, strict=True):
+            x = run_layer(self.gradient_checkpointing, block, x, self.attention, own)
         return self.head(_normed(self.norm, x))
