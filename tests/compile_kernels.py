@@ -14,12 +14,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pi0_control.model import kernels
+from pi0_control.model.float8 import LARGEST, LEAST_SCALE
 from pi0_control.model.gemma import RMS_NORM_EPS
 
 WIDTH, HEADS, HEAD_DIM, HIDDEN = 1024, 8, 256, 4096  # of the action expert
 PREFIX_WIDTH, PREFIX_HIDDEN = 2048, 16384
 WEIGHTS, FLOAT, BYTES, NUMBER = "*bf16", "*fp32", "*u8", "i32"
-KINDS = {"scale": FLOAT, "bias": FLOAT, "cos": FLOAT, "sin": FLOAT, "seen": BYTES}
+KINDS = {"narrow": "*fp8e4nv", "scale": FLOAT, "bias": FLOAT, "cos": FLOAT, "sin": FLOAT, "seen": BYTES}
 KINDS |= {"parts": FLOAT, "tops": FLOAT, "totals": FLOAT}
 KINDS |= dict.fromkeys(("rows", "tokens", "start", "length", "first_sees", "angles_per_row", "cached_per_row"), NUMBER)
 SIZES: dict[str, dict[str, Any]] = {
@@ -29,6 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "_gated_product": {"WIDTH": WIDTH, "DEEP": HIDDEN},
     "_gate_up": {"WIDTH": WIDTH, "HIDDEN": HIDDEN},
     "_rms_norm": {"WIDTH": PREFIX_WIDTH, "BLOCK": PREFIX_WIDTH},
+    "_scaled_rows": {"WIDTH": PREFIX_HIDDEN, "BLOCK": PREFIX_HIDDEN, "MOST": LARGEST, "LEAST": LEAST_SCALE},
     "_rotate": {"HEADS": HEADS, "HEAD_DIM": HEAD_DIM},
     "_join_gate_up": {"HIDDEN": PREFIX_HIDDEN, "BLOCK": 2048},
 }
@@ -37,6 +39,8 @@ DEFAULTS = {"EPS": RMS_NORM_EPS, "NEVER": kernels.NEVER, "SPLITS": kernels.SPLIT
 
 def compile_for(capability: int, all_tiles: bool) -> None:
     for name, sizes in SIZES.items():
+        if name == "_scaled_rows" and capability < 89:  # has no float8
+            continue
         kernel = getattr(kernels, name)
         tiles = getattr(kernel, "configs", [triton.Config({})])
         function = kernel.fn if hasattr(kernel, "configs") else kernel

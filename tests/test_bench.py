@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pi0_control.bench import peers
-from pi0_control.bench.benchmark import ONE_STEP, SPLIT, UNFUSED, benchmark
+from pi0_control.bench.benchmark import BFLOAT16, ONE_STEP, SPLIT, UNFUSED, benchmark
 from pi0_control.bench.chart import chart
 from pi0_control.bench.measure import Samples, interleave
 from pi0_control.bench.workload import Workload
@@ -67,6 +67,20 @@ def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.Captur
     assert ElementTree.parse(tmp_path / "bench.svg").getroot().tag.endswith("svg")
     assert chart(result) == (tmp_path / "bench.svg").read_text()
     assert "plain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_float8_is_timed_beside_bfloat16_and_against_its_own_limit(
+    has_graphs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pi0_control.bench.benchmark._has_graphs", lambda device: has_graphs)
+    bench("mini", dtype="float8", calls=1, steps=2, out=tmp_path)
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert 1e-4 < result["against_ours"][BFLOAT16]["difference_rms"] < 0.1
+    assert result["machine"]["prefill_flops"] > 0
+    in_bfloat16 = Workload("mini", dtype="bfloat16").work
+    assert result["achieved"]["prefill"]["bytes"] == in_bfloat16["prefill"][1] / 2
+    assert Workload("mini", dtype="float8").work["vision"] == in_bfloat16["vision"]
 
 
 def test_where_a_graph_is_one_launch_the_stages_are_those_of_the_same_work_launched_one_by_one(

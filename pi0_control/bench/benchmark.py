@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pi0_control.bench import peers
-from pi0_control.bench.measure import Call, Samples, VisionClock, interleave, memory_gb, roofline
+from pi0_control.bench.measure import Call, Samples, VisionClock, float8_flops, interleave, memory_gb, roofline
 from pi0_control.bench.workload import DTYPES, Workload
 from pi0_control.errors import ConfigError
 from pi0_control.model.fast import FastSampler
@@ -21,6 +21,7 @@ from pi0_control.model.sampler import sample_actions
 SPLIT = "ours, launched one by one"  # where a graph leaves no stages to time
 ONE_STEP = "ours, one step"  # what it lacks of ours are the other steps
 UNFUSED = "ours, PyTorch's kernels only"
+BFLOAT16 = "ours, bfloat16"  # what float8 is compared with
 
 
 @torch.no_grad()
@@ -45,11 +46,16 @@ def benchmark(
     model, device = workload.model(), torch.device(workload.device)
     inputs, noise = workload.inputs()
     limits = roofline(device, DTYPES[workload.dtype])
+    if workload.dtype == "float8":
+        limits["prefill_flops"] = float8_flops(device)
     graphs = _graphs(model, workload, inputs, noise) if _has_graphs(device) else {}
     contenders = {name: _graph(sampler, inputs, noise) for name, sampler in graphs.items()}
     split = SPLIT if graphs else "ours"
     with VisionClock(model) as clock:
         contenders[split] = _ours(model, workload, inputs, noise, clock)
+        if workload.dtype == "float8" and not graphs:
+            in_bfloat16 = FastSampler(model, workload.steps, packs=True)
+            contenders[BFLOAT16] = lambda stages: in_bfloat16(inputs, noise)
         if plain:
             there = inputs.to(device)
             contenders["plain"] = lambda stages: sample_actions(model, there, noise, workload.steps, timing=stages)
@@ -76,8 +82,12 @@ def _has_graphs(device: torch.device) -> bool:
 def _graphs(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) -> dict[str, GraphSampler]:
     """Captured before any clock hangs on the model."""
     samplers = {}
-    for name, steps, fuses in (("ours", workload.steps, True), (ONE_STEP, 1, True), (UNFUSED, workload.steps, False)):
-        samplers[name], stages = GraphSampler(model, steps, fuses=fuses), dict[str, float]()
+    wanted = {"ours": (workload.steps, True), ONE_STEP: (1, True), UNFUSED: (workload.steps, False)}
+    if workload.dtype == "float8":
+        wanted[BFLOAT16] = (workload.steps, True)
+    for name, (steps, fuses) in wanted.items():
+        float8 = workload.dtype == "float8" and name != BFLOAT16
+        samplers[name], stages = GraphSampler(model, steps, fuses=fuses, float8=float8), dict[str, float]()
         samplers[name](inputs, noise, timing=stages)
         if "graph_ms" not in stages:
             raise ConfigError(f"No CUDA graph could be made on {workload.device}; the log says why.")
@@ -89,7 +99,7 @@ def _graph(sampler: GraphSampler, inputs: ModelInputs, noise: Tensor) -> Call:
 
 
 def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, clock: VisionClock) -> Call:
-    sampler = FastSampler(model, workload.steps, packs=True)
+    sampler = FastSampler(model, workload.steps, packs=True, float8=workload.dtype == "float8")
 
     def call(stages: dict[str, float]) -> Tensor:
         clock.take()  # what the encoder did for others
@@ -134,7 +144,7 @@ def _achieved(workload: Workload, ours: Samples, limits: Mapping[str, float]) ->
     achieved = {}
     for stage, (flop, read) in workload.work.items():
         seconds = min(ours.stages_ms[stage]) / 1000
-        floor = max(flop / limits["flops"], read / limits["bytes_per_s"])
+        floor = max(flop / limits.get(f"{stage}_flops", limits["flops"]), read / limits["bytes_per_s"])
         achieved[stage] = {
             "flop": flop,
             "bytes": read,

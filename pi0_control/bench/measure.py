@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pi0_control.model.float8 import Float8Matrix, scaled_rows
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.sampler import now
 
@@ -107,7 +108,7 @@ class VisionClock:
 @torch.no_grad()
 def roofline(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[str, float]:
     """What the machine reaches in the best of several tries: FLOP/s of a product of matrices, bytes/s of a copy."""
-    size, length = (2048, 2**26) if device.type == "cpu" else (8192, 2**28)
+    size, length = _size(device), 2**26 if device.type == "cpu" else 2**28
     x = torch.randn(size, size, device=device).to(dtype)
     source = torch.zeros(length, device=device)
     target = torch.zeros_like(source)
@@ -115,6 +116,19 @@ def roofline(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict
         "flops": 2 * size**3 / _best_s(lambda: x @ x, device, repeats),
         "bytes_per_s": 2 * 4 * length / _best_s(lambda: target.copy_(source), device, repeats),
     }
+
+
+@torch.no_grad()
+def float8_flops(device: torch.device, repeats: int = 5) -> float:
+    """FLOP/s of a product of matrices in float8, in the best of several tries."""
+    size = _size(device)
+    matrix = Float8Matrix(nn.Linear(size, size, bias=False, device=device))
+    rows = scaled_rows(torch.randn(size, size, device=device))
+    return 2 * size**3 / _best_s(lambda: matrix.multiply(rows, torch.bfloat16), device, repeats)
+
+
+def _size(device: torch.device) -> int:
+    return 2048 if device.type == "cpu" else 8192
 
 
 def _best_s(call: Callable[[], object], device: torch.device, repeats: int) -> float:

@@ -12,7 +12,7 @@ from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.sampler import sample_noise
 
 Variant = Literal["pi0", "pi05", "mini"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}  # of the weights
 POOL = 4_194_301  # random numbers that all weights are filled from; a prime, so that rows of a matrix differ
 
 
@@ -26,7 +26,7 @@ class Workload:
         prompt_tokens: valid tokens of the prompt; the rest of the model's length is padding.
         steps: Euler steps.
         horizon: actions per chunk; the variant's if None.
-        dtype: of the bulk of the weights.
+        dtype: of the bulk of the weights; float8 is bfloat16 but for the products of the prefix.
         device: a torch device.
     """
 
@@ -35,7 +35,7 @@ class Workload:
     prompt_tokens: int | None = None
     steps: int = 10
     horizon: int | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float8"] = "float32"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -103,9 +103,9 @@ class Workload:
         prefill = (c.depth - 1) * (prefix * layer + 2 * prefix**2 * heads) + prefix * c.prefix_width * 2 * kv
         suffix_weights = c.depth * c.action_width * (2 * heads + 2 * kv + 3 * c.action_mlp_dim)
         denoise = tokens * (suffix_weights + c.depth * 2 * (prefix + c.suffix_len) * heads)
-        cache = c.depth * 2 * prefix * kv
+        cache, prefix_item = c.depth * 2 * prefix * kv, 1 if self.dtype == "float8" else item
         return {
             "vision": (2.0 * pixels * (vision + seen), float(item * vision)),
-            "prefill": (2.0 * prefill, float(item * ((c.depth - 1) * layer + c.prefix_width * 2 * kv))),
+            "prefill": (2.0 * prefill, float(prefix_item * ((c.depth - 1) * layer + c.prefix_width * 2 * kv))),
             "denoise": (2.0 * denoise, float(self.steps * item * (suffix_weights + cache))),
         }

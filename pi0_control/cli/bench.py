@@ -13,7 +13,7 @@ from pi0_control.errors import ConfigError
 def bench(
     variant: Literal["pi0", "pi05", "mini"] = "mini",
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: Literal["float32", "bfloat16", "float8"] | None = None,
     views: int = 3,
     prompt_tokens: int | None = None,
     steps: int = 10,
@@ -29,7 +29,7 @@ def bench(
     Args:
         variant: pi0 or pi05 at the public size, or mini.
         device: such as cpu or cuda.
-        dtype: float32 for mini and bfloat16 for the others if not given.
+        dtype: float32 for mini and bfloat16 for the others if not given; float8 is bfloat16 but for the prefill.
         views: cameras that are there; the others are masked.
         prompt_tokens: valid tokens of the prompt; half of the model's length if not given.
         steps: denoising steps.

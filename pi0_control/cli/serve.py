@@ -33,7 +33,7 @@ class ServeOptions:
         robot: a robot file, or the name of a bundled one; the policy's own if not given.
         prompt: the instruction where an observation has none.
         device: where the policy is computed, such as cpu or cuda.
-        dtype: what it is computed in.
+        dtype: what it is computed in; float8 is bfloat16 but for the products of the prefix (docs/performance.md).
         rtc: how chunks under way are continued where a client sends one.
         tls_cert: certificate in PEM; clients connect to wss:// then.
         tls_key: its key, where it is not in the same file.
@@ -52,7 +52,7 @@ class ServeOptions:
     robot: str | None = None
     prompt: str = ""
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float8"] = "float32"
     rtc: Literal["guided", "trained"] = "guided"
     tls_cert: Path | None = None
     tls_key: Path | None = None

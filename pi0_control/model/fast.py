@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pi0_control.model.attention import Attention, attention_mask, positions_of, rope_table, suffix_mask, with_self
+from pi0_control.model.float8 import check_float8, float8_kernels
 from pi0_control.model.gemma import GemmaLayer, Modulation
 from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, pack_block
 from pi0_control.model.pi0 import ModelInputs, Pi0
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[Modulation, Modulation]  # of both norms of a layer
-_MATRICES = ("qkv", "out", "gate_up", "down", "value_mix")  # of a layer, which tables hold only if packed or fused
+_MATRICES = ("qkv", "out", "gate_up", "down", "value_mix")  # of a layer, which tables hold in some ways to compute only
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Tables:
 
     @classmethod
     @torch.no_grad()
-    def make(cls, model: Pi0, num_steps: int, packs: bool, fuses: bool) -> "Tables":
-        """Of the model as it is now; ``packs`` copies its matrices where that makes them faster."""
+    def make(cls, model: Pi0, num_steps: int, packs: bool, fuses: bool, float8: bool) -> "Tables":
+        """Of the model as it is now; the rest as for :class:`FastSampler`."""
         config, rows = model.config, range(num_steps + 1)
         time = torch.tensor([1 - step / num_steps for step in rows], device=model.device)
         embedded = model.time_embed(time)
@@ -75,13 +76,13 @@ class Tables:
             prefix,
             suffix,
             [_row(last, row, model.dtype) for row in rows],
-            [_kernels(layer, config.prefix_len if packs else 0) for layer in model.prefix_layers],
+            [_kernels(layer, config.prefix_len if packs else 0, float8 and not fuses) for layer in model.prefix_layers],
             [_kernels(layer, config.suffix_len if packs else 0) for layer in model.suffix_layers],
             _vision_kernels(model) if packs else None,
             weight,
             bias,
             (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)),
-            _fused(model, prefix, suffix) if fuses else None,
+            _fused(model, prefix, suffix, float8) if fuses else None,
         )
 
 
@@ -97,13 +98,15 @@ def _action_embedding(model: Pi0, embedded: Tensor) -> tuple[Tensor, Tensor, Ten
     return (of_actions @ actions.weight.float()).to(mlp.weight.dtype), bias.to(mlp.weight.dtype), None
 
 
-def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]]) -> "FusedLayers":
+def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], float8: bool) -> "FusedLayers":
     from pi0_control.model.fused import FusedLayers  # needs Triton, which comes with PyTorch for a GPU
 
-    return FusedLayers.make(model, prefix, suffix)
+    return FusedLayers.make(model, prefix, suffix, float8)
 
 
-def _kernels(layer: GemmaLayer, packed_for: int) -> Kernels:
+def _kernels(layer: GemmaLayer, packed_for: int, float8: bool = False) -> Kernels:
+    if float8:
+        return float8_kernels(layer)
     return pack(layer, packed_for) if packed_for and can_pack(layer) else kernels_of(layer)
 
 
@@ -156,11 +159,19 @@ class FastSampler:
         packs: in bfloat16 on a CPU, hold a copy of the layers' matrices as its kernels want them; faster by a fifth,
             for 5.4 GB more at full size.
         fuses: on a GPU, run the layers with kernels of our own (``kernels.py``); for models that ``can_fuse``.
+        float8: multiply the prefix in float8 (``float8.py``), with a copy of its matrices; not the same numbers.
+
+    Raises:
+        ConfigError: no float8 with this model on this device.
     """
 
-    def __init__(self, model: Pi0, num_steps: int = 10, packs: bool = False, fuses: bool = False) -> None:
-        self.model, self.num_steps, self.packs, self.fuses = model, num_steps, packs, fuses
-        self._sources = list(_sources(model, packs, fuses))
+    def __init__(
+        self, model: Pi0, num_steps: int = 10, packs: bool = False, fuses: bool = False, float8: bool = False
+    ) -> None:
+        self.model, self.num_steps, self.packs, self.fuses, self.float8 = model, num_steps, packs, fuses, float8
+        if float8:
+            check_float8(model)
+        self._sources = list(_sources(model, packs, fuses or float8))
         self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
         self._made_of: tuple[object, ...] = ()
 
@@ -197,7 +208,8 @@ class FastSampler:
     def tables(self) -> Tables:
         """Those of the present weights, made anew if any weight they are made of has changed."""
         if (made_of := self.weights) != self._made_of:
-            self._tables, self._made_of = Tables.make(self.model, self.num_steps, self.packs, self.fuses), made_of
+            tables = Tables.make(self.model, self.num_steps, self.packs, self.fuses, self.float8)
+            self._tables, self._made_of = tables, made_of
         return self._tables
 
     @property
@@ -360,13 +372,13 @@ def _select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulatio
     return Modulation(cast(Tensor, scale), shift, gate)
 
 
-def _sources(model: Pi0, packs: bool, fuses: bool) -> Iterator[nn.Module]:
+def _sources(model: Pi0, packs: bool, copies: bool) -> Iterator[nn.Module]:
     """The modules that tables are made of."""
     if packs:
         yield from model.vision.blocks.modules()
     for layer in (*model.prefix_layers, *model.suffix_layers):
         for name, child in layer.named_children():
-            if packs or fuses or name not in _MATRICES:
+            if packs or copies or name not in _MATRICES:
                 yield from child.modules()
     yield from model.suffix_norm.modules()
     for name in ("action_in_proj", "action_time_mlp_in", "time_mlp_in", "time_mlp_out", "time_embed"):

@@ -1,17 +1,19 @@
 """The layers of both experts out of the kernels of a GPU (``kernels.py``), for :class:`fast.FastSampler`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pi0_control.model import kernels
+from pi0_control.model.float8 import Float8Matrix
 from pi0_control.model.gemma import Modulation
 from pi0_control.model.pi0 import Pi0
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[Modulation, Modulation]
+Matrix = nn.Linear | Float8Matrix
 
 
 def can_fuse(model: Pi0) -> bool:
@@ -38,21 +40,26 @@ class FusedLayers:
         suffix: of each step, those of each suffix layer.
         shifts: of each suffix layer, what the shifts of its norms add to the products behind them, float32
             [steps, columns]; None where norms do not shift.
+        prefix_matrices: qkv, out, gate_up and down of each prefix layer, its own or in float8.
     """
 
     model: Pi0
     prefix: list[Pair]
     suffix: list[list[Pair]]
     shifts: list[tuple[Tensor | None, Tensor | None]]
+    prefix_matrices: Sequence[tuple[Matrix, ...]]
 
     @classmethod
-    def make(cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]]) -> "FusedLayers":
+    def make(cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], float8: bool = False) -> "FusedLayers":
         """For a model that :func:`can_fuse`, with its modulations of each layer, and of each step and layer."""
         shifts = []
         for index, layer in enumerate(model.suffix_layers):
             pairs = [of_step[index] for of_step in suffix]
             shifts.append((_shift(pairs, 0, layer.qkv.weight), _shift(pairs, 1, layer.gate_up.weight)))
-        return cls(model, prefix, suffix, shifts)
+        matrices = [layer.matrices for layer in model.prefix_layers]
+        if not float8:
+            return cls(model, prefix, suffix, shifts, matrices)
+        return cls(model, prefix, suffix, shifts, [tuple(map(_float8, of_layer)) for of_layer in matrices])
 
     def run_prefix(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, buffers: Tensor) -> None:
         """Keys and values of the prefix x [B, S, width] into the buffers [layers, 2, B, places, 1, head_dim].
@@ -60,15 +67,15 @@ class FusedLayers:
         ``attend`` gives queries [B, S, heads, head_dim] the values of keys and values [B, S, 1, head_dim].
         """
         length = x.shape[1]
-        for index, layer in enumerate(self.model.prefix_layers):
+        for index, (qkv, out, gate_up, down) in enumerate(self.prefix_matrices):
             (first, second), cache = self.prefix[index], buffers[index]
-            queries = kernels.rotate_into(layer.qkv(kernels.rms_norm(x, first.scale)), rope, cache)
+            queries = kernels.rotate_into(qkv(kernels.rms_norm(x, first.scale)), rope, cache)
             if index + 1 == len(buffers):
                 return
             attended = attend(queries, cache[0, :, :length], cache[1, :, :length])
-            x = _add_product(x, attended, layer.out.weight)
-            hidden = kernels.join_gate_up(layer.gate_up(kernels.rms_norm(x, second.scale)))
-            x = _add_product(x, hidden, layer.down.weight)
+            x = _add_product(x, attended, out)
+            hidden = kernels.join_gate_up(gate_up(kernels.rms_norm(x, second.scale)))
+            x = _add_product(x, hidden, down)
 
     def run_suffix(
         self, x: Tensor, step: int, rope: tuple[Tensor, Tensor], buffers: Tensor, seen: Tensor, start: int, first: int
@@ -97,7 +104,13 @@ def _shift(pairs: list[Pair], which: int, weight: Tensor) -> Tensor | None:
     return torch.stack(present) @ weight.float().mT if present else None
 
 
-def _add_product(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
-    """``x + branch @ weight.T`` in x's place: the sum is the end of the product, and nothing is copied."""
-    x.flatten(0, 1).addmm_(branch.flatten(0, 1), weight.mT)
+def _float8(matrix: nn.Linear) -> Float8Matrix:
+    return Float8Matrix(matrix, kernels.scaled_rows)
+
+
+def _add_product(x: Tensor, branch: Tensor, matrix: Matrix) -> Tensor:
+    """``x + matrix(branch)`` in x's place; if it can be, the sum is the end of the product, and nothing is copied."""
+    if isinstance(matrix, Float8Matrix):
+        return x.add_(matrix(branch))
+    x.flatten(0, 1).addmm_(branch.flatten(0, 1), matrix.weight.mT)
     return x

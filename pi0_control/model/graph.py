@@ -25,6 +25,7 @@ from pi0_control.model.sampler import Flow, now
 LOG = logging.getLogger(__name__)
 WARM_UPS = 3  # runs before capture, in which kernels are chosen and workspaces allocated
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}  # rms of a graph's difference, of the actions' spread
+TOLERANCE_FLOAT8 = 0.1  # where bfloat16 rounds the other way, float8 may, too
 Kind = tuple[object, ...]
 
 
@@ -108,11 +109,17 @@ class GraphSampler:
         num_steps: Euler steps N.
         multiple: lengths of text are rounded up to it.
         fuses: use the kernels of ``kernels.py`` where the model and the installation have them.
+        float8: as for the FastSampler.
+
+    Raises:
+        ConfigError: no float8 with this model on this device.
     """
 
-    def __init__(self, model: Pi0, num_steps: int = 10, multiple: int = 64, fuses: bool = True) -> None:
-        self.sampler, self.multiple = FastSampler(model, num_steps), multiple
-        fused = FastSampler(model, num_steps, fuses=True) if fuses and _can_fuse(model) else None
+    def __init__(
+        self, model: Pi0, num_steps: int = 10, multiple: int = 64, fuses: bool = True, float8: bool = False
+    ) -> None:
+        self.sampler, self.multiple = FastSampler(model, num_steps, float8=float8), multiple
+        fused = FastSampler(model, num_steps, fuses=True, float8=float8) if fuses and _can_fuse(model) else None
         self._ways = [self.sampler] if fused is None else [fused, self.sampler]  # in order of preference
         self._launches: dict[Kind, dict[int, Launch | None]] = {}  # by length of text
         self._made_of: tuple[object, ...] = ()
@@ -178,7 +185,7 @@ class GraphSampler:
             except Exception as problem:  # of a compiler, a driver, the memory
                 LOG.warning("%s could not be made (%s: %s).", way, type(problem).__name__, problem)
                 continue
-            if error < TOLERANCE[sampler.model.dtype]:
+            if error < (TOLERANCE_FLOAT8 if sampler.float8 else TOLERANCE[sampler.model.dtype]):
                 took_s = now(device) - started
                 LOG.info("%s was made in %.1f s; its actions are %.2f %% off.", way, took_s, 100 * error)
                 return launch

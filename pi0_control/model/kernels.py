@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pi0_control.model.float8 import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 from pi0_control.model.gemma import RMS_NORM_EPS
 
 NEVER = -1e30  # a logit that no other is below
@@ -324,6 +325,24 @@ def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     out, width = torch.empty_like(x), x.shape[-1]
     block = triton.next_power_of_2(width)
     _rms_norm[(x.shape[0] * x.shape[1],)](x, scale, out, WIDTH=width, EPS=RMS_NORM_EPS, BLOCK=block)
+    return out
+
+
+@triton.jit
+def _scaled_rows(x, narrow, scale, WIDTH: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr, LEAST: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    tile = tl.load(x + row * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    s = tl.maximum(tl.max(tl.abs(tile), axis=0) / MOST, LEAST)
+    tl.store(scale + row, s)
+    tl.store(narrow + row * WIDTH + column, (tile / s).to(narrow.dtype.element_ty), mask=column < WIDTH)
+
+
+def scaled_rows(x: Tensor) -> ScaledRows:
+    """:func:`float8.scaled_rows` of x [rows, width] in one launch that reads x once."""
+    rows, width = x.shape
+    out = ScaledRows(torch.empty_like(x, dtype=FLOAT8), x.new_empty(rows, 1, dtype=torch.float32))
+    block, limits = triton.next_power_of_2(width), {"MOST": LARGEST, "LEAST": LEAST_SCALE}
+    _scaled_rows[(rows,)](x, *out, WIDTH=width, BLOCK=block, **limits, num_warps=8)
     return out
 
 

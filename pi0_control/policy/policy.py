@@ -27,7 +27,8 @@ from pi0_control.policy.transforms import PolicyTransforms, check_observation
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FLOAT8 = "float8"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, FLOAT8: torch.bfloat16}  # of the weights
 Noise = NDArray[np.float32] | None
 Prefixes = Sequence[ChunkPrefix | None] | None
 
@@ -83,11 +84,11 @@ class Pi0Policy:
         config: its ``model`` part is the network's configuration.
         norm_stats, tokenizer: as for :class:`PolicyTransforms`.
         device: a torch device such as ``cpu`` or ``cuda``.
-        dtype: ``float32`` or ``bfloat16``.
+        dtype: ``float32``, ``bfloat16``, or ``float8``: bfloat16 but for the products of the prefix, less exact.
         rtc: how it continues the prefix that :meth:`infer` is given; guided if None.
 
     Raises:
-        ConfigError: the parts do not fit together, or there is no such device or dtype.
+        ConfigError: the parts do not fit together, or there is no such device or dtype, or not on that device.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Pi0Policy:
         self.device = resolve_device(device)
         self.model = model.cast(_torch_dtype(dtype)).to(self.device).eval()
         sampler = GraphSampler if self.device.type == "cuda" else FastSampler
-        self._sample = sampler(self.model, config.num_steps)
+        self._sample = sampler(self.model, config.num_steps, float8=dtype == FLOAT8)
         self._generator = torch.Generator().manual_seed(0)
 
     @classmethod

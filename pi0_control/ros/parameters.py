@@ -68,7 +68,7 @@ TABLE: dict[str, Entry] = {
     "asset": Entry("", "whose statistics, where an openpi checkpoint has those of several robots"),
     "tokenizer": Entry("", "SentencePiece file, where none lies in or beside the policy"),
     "device": Entry("cpu", "torch device, such as cpu or cuda"),
-    "dtype": Entry("float32", "of the network", choices=("float32", "bfloat16")),
+    "dtype": Entry("float32", "of the network", choices=("float32", "bfloat16", "float8")),
     "prompt": Entry("", "the instruction; without one the arm holds", is_live=True),
     "seed": Entry(-1, "restarts the policy's noise at ~/reset; -1 lets it run on", (-1, 2**31 - 1), is_live=True),
     "output": Entry("joint_state", "what is published", choices=get_args(OutputKind)),
