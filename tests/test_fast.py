@@ -99,9 +99,11 @@ def test_packed_matrices_are_no_less_exact(name: str) -> None:
 def test_many_tokens_go_through_a_packed_mlp_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, y = GemmaLayer(TINY, suffix=False).bfloat16(), torch.randn(2, 7, TINY.prefix_width).bfloat16()
     mlp = pack(layer, 7).mlp
-    whole = mlp(y)
-    monkeypatch.setattr(packing, "MLP_TOKENS", 3)
+    whole, sizes, cat = mlp(y), [], torch.cat
+    monkeypatch.setattr(packing, "MLP_TOKENS", 5)
+    monkeypatch.setattr(torch, "cat", lambda parts: sizes.append([len(part) for part in parts]) or cat(parts))
     torch.testing.assert_close(mlp(y), whole)
+    assert sizes == [[5, 5, 4]]
     torch.testing.assert_close(whole, layer.mlp(y), atol=0.02, rtol=0.02)
 
 

@@ -87,3 +87,12 @@ def test_what_cannot_be_computed_in_float8() -> None:
     adapted.prefix_layers[0].out = LoraLinear(adapted.prefix_layers[0].out, 2, 2.0)
     with pytest.raises(ConfigError, match="adapters"):
         GraphSampler(adapted, float8=True)
+
+
+def test_a_device_without_float8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled_mm(*args: object, **options: object) -> None:
+        raise NotImplementedError("not on this device")
+
+    monkeypatch.setattr("torch.nn.functional.scaled_mm", scaled_mm)
+    with pytest.raises(ConfigError, match=r"PyTorch 2\S* cannot multiply float8 on cpu: not on this device"):
+        Pi0Policy.from_pretrained("mini", dtype="float8")

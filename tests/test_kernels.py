@@ -22,6 +22,7 @@ from pi0_control.model.attention import Attention, apply_rope, rope_table
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
 from pi0_control.model.gemma import Modulation
+from pi0_control.model.graph import GraphSampler
 from pi0_control.model.sampler import Flow, sample_actions
 
 kernels = pytest.importorskip("pi0_control.model.kernels", reason="Triton is not installed", exc_type=ImportError)
@@ -127,6 +128,7 @@ def test_rows_in_float8() -> None:
     assert values.dtype == expected.values.dtype
     exponents = [torch.frexp(each.float()).exponent for each in (x / scale, expected.values)]
     stays = exponents[0] == exponents[1]  # where rounding up makes another digit, Triton's interpreter forgets to carry
+    stays |= DEVICE == "cuda"
     assert stays.float().mean() > 0.9
     torch.testing.assert_close(values.float()[stays], expected.values.float()[stays])
 
@@ -150,6 +152,17 @@ def test_a_fused_sampler_has_the_numbers_of_the_plain_one(config: Pi0Config) -> 
     for each in (inputs, without_padding(inputs)):
         noise = make_flow(config, each.batch_size)[1]
         torch.testing.assert_close(sampler(each, noise), sample_actions(model, each, noise, 2), atol=1e-4, rtol=1e-5)
+
+
+@on_tiny_models
+def test_what_graphs_of_kernels_were_compared_with_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pi0_control.model.graph._can_fuse", lambda model: True)
+    model, inputs, noise = make_model(TINY_PI05), make_inputs(TINY_PI05), make_flow(TINY_PI05)[1]
+    sampler = GraphSampler(model, 2)
+    torch.testing.assert_close(sampler(inputs, noise), sample_actions(model, inputs, noise, 2), atol=1e-4, rtol=1e-5)
+    assert sampler.fuses
+    assert sampler.sampler._tables is None
+    torch.testing.assert_close(sampler.sampler(inputs, noise), sampler(inputs, noise), atol=1e-4, rtol=1e-5)
 
 
 @on_tiny_models
@@ -218,7 +231,7 @@ def noting(launches: list[str], name: str, kernel: Callable[..., Tensor]) -> Cal
     return noted
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("capability", ["80", "89", "90"])
 def test_kernels_compile_for_a_gpu_that_is_not_here(capability: str, tmp_path: Path) -> None:
     script = Path(__file__).with_name("compile_kernels.py")
     surroundings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
@@ -227,7 +240,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(capability: str, tmp_path: P
     assert out.returncode == 0, out.stderr
     taken = {line.split()[1]: [int(figure) for figure in line.split()[-3:]] for line in out.stdout.splitlines()}
     assert len(taken) == (8 if capability == "80" else 9)  # which has no float8
-    shared = 163 if capability == "80" else 227
+    shared = {"80": 163, "89": 227, "90": 227}[capability]  # 8.9 has 99, and does not choose those that take more
     for name, (memory, products, copies) in taken.items():
         assert memory <= shared * 1024, name
         if name in ("_qkv", "_attend_part", "_gated_product", "_gate_up"):

@@ -179,7 +179,7 @@ def test_an_unknown_policy_names_the_bundled_ones() -> None:
 def test_an_unknown_device_or_dtype_is_refused(saved: Path) -> None:
     with pytest.raises(ConfigError, match="'abacus' cannot be used on this machine; 'cpu' can"):
         Pi0Policy.from_pretrained(saved, device="abacus")
-    with pytest.raises(ConfigError, match=r"available: \['bfloat16', 'float32'\]"):
+    with pytest.raises(ConfigError, match=r"available: \['bfloat16', 'float32', 'float8'\]"):
         Pi0Policy.from_pretrained(saved, dtype="int4")
 
 

@@ -140,7 +140,7 @@ def test_the_prefix_is_encoded_once_and_identity_needs_no_gradient(jacobian: Any
     model, encoded, graphs = make_model(), [], []
     encode, denoise = model.vision.forward, model.denoise_step
 
-    def vision(images: Tensor) -> Tensor:
+    def vision(images: Tensor, _: object) -> Tensor:
         encoded.append(torch.is_grad_enabled())
         return encode(images)
 

@@ -59,7 +59,8 @@ class EvalOptions:
             so.
         latency_steps: simulated inference time, one or more: so many control steps later the chunk is there. Several
             strategies or latencies are tried each with each, to be compared in success and smoothness.
-        execution_horizon: actions played from each chunk; the policy's own recommendation if not given.
+        execution_horizon: actions played from each chunk; if not given the policy's own recommendation, with strategies
+            that infer while they play half a chunk at most.
         safety: every action passes the safety layer, as it would on a robot.
         device: where policies are computed, such as cpu or cuda.
         show: watch in MuJoCo's viewer.
@@ -316,12 +317,15 @@ def _checkpoint(setting: "Setting") -> dict[str, Any]:
     """How chunks were played, the policy's config and the hash of its weights; nothing of one that is not here."""
     if setting.is_scripted or is_address(setting.policy):
         return {}
+    from pi0_control.control import ChunkingConfig
     from pi0_control.policy.pretrained import WEIGHTS_FILE, read_policy
 
     files = read_policy(setting.policy)
     config, weights = files.config, files.directory / WEIGHTS_FILE
+    chunking = ChunkingConfig(setting.play.strategy, setting.play.execution_horizon)
+    chunking = chunking.for_policy(config.model.action_horizon, config.execution_horizon)
     return {
-        "execution_horizon": setting.play.execution_horizon or config.execution_horizon,
+        "execution_horizon": chunking.execution_horizon,
         "num_steps": config.num_steps,
         **({"checkpoint_sha256": _sha256(weights)} if weights.is_file() else {}),  # not of many files
         "config": config.to_dict(),

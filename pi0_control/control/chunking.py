@@ -84,7 +84,7 @@ class ChunkingConfig:
         Raises:
             ConfigError: an execution horizon outside 1 .. ``horizon``.
         """
-        most = {"sync": horizon, "ensemble": 1}.get(self.strategy, max(1, horizon // 2))
+        most = {"sync": recommended, "ensemble": 1}.get(self.strategy, max(1, horizon // 2))
         default = min(recommended, most)
         steps = default if self.execution_horizon is None else self.execution_horizon
         if not 1 <= steps <= horizon:

@@ -173,6 +173,7 @@ class FastSampler:
             check_float8(model)
         self._sources = list(_sources(model, packs, fuses or float8))
         self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
+        self._tables: Tables | None = None
         self._made_of: tuple[object, ...] = ()
 
     @torch.no_grad()
@@ -208,9 +209,13 @@ class FastSampler:
     def tables(self) -> Tables:
         """Those of the present weights, made anew if any weight they are made of has changed."""
         if (made_of := self.weights) != self._made_of:
-            tables = Tables.make(self.model, self.num_steps, self.packs, self.fuses, self.float8)
-            self._tables, self._made_of = tables, made_of
-        return self._tables
+            self._tables = Tables.make(self.model, self.num_steps, self.packs, self.fuses, self.float8)
+            self._made_of = made_of
+        return cast(Tables, self._tables)
+
+    def forget_tables(self) -> None:
+        """Free what they hold; they are made anew when they are needed."""
+        self._tables, self._made_of = None, ()
 
     @property
     def weights(self) -> tuple[object, ...]:

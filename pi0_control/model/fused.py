@@ -26,7 +26,7 @@ def can_fuse(model: Pi0) -> bool:
     is_known = config.num_kv_heads == 1 and config.attn_softcap == 0 and config.value_residual == "none"
     is_round = half % columns == 0 and half.bit_count() == 1 and not any(width % depth for width in widths)
     layers = (*model.prefix_layers, *model.suffix_layers)
-    matrices = (matrix for layer in layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down))
+    matrices = (matrix for layer in layers for matrix in layer.matrices)
     return is_known and is_round and all(type(matrix) is nn.Linear for matrix in matrices)
 
 

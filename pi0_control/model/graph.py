@@ -8,9 +8,10 @@ that was just captured has to reproduce what the operators of PyTorch give one b
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from threading import Lock
 
 import torch
@@ -155,8 +156,11 @@ class GraphSampler:
     @property
     def fuses(self) -> bool:
         """Whether any graph it made is of the kernels of ``kernels.py``."""
-        made = (launch for launches in self._launches.values() for launch in launches.values())
-        return any(launch is not None and launch.program.sampler.fuses for launch in made)
+        return any(launch is not None and launch.program.sampler.fuses for launch in self._made)
+
+    @property
+    def _made(self) -> Iterator[Launch | None]:
+        return chain.from_iterable(launches.values() for launches in self._launches.values())
 
     def _launch(self, inputs: ModelInputs, flow: Flow) -> Launch | None:
         """That of these shapes, made if there is none yet; None where none can be had."""
@@ -169,6 +173,8 @@ class GraphSampler:
         if kind not in self._launches:
             lengths = [longest] if is_full else [*range(self.multiple, longest, self.multiple), longest]
             self._launches[kind] = {each: self._capture(_with_text(inputs, each), is_full, flow) for each in lengths}
+            if all(launch is not None and launch.program.sampler.fuses for launch in self._made):
+                self.sampler.forget_tables()  # of float8 they hold gigabytes, and only the comparison needed them
         return self._launches[kind][length]
 
     def _capture(self, inputs: ModelInputs, is_full: bool, flow: Flow) -> Launch | None:

@@ -339,7 +339,7 @@ def _scaled_rows(x, narrow, scale, WIDTH: tl.constexpr, BLOCK: tl.constexpr, MOS
 
 def scaled_rows(x: Tensor) -> ScaledRows:
     """:func:`float8.scaled_rows` of x [rows, width] in one launch that reads x once."""
-    rows, width = x.shape
+    x, (rows, width) = x.contiguous(), x.shape
     out = ScaledRows(torch.empty_like(x, dtype=FLOAT8), x.new_empty(rows, 1, dtype=torch.float32))
     block, limits = triton.next_power_of_2(width), {"MOST": LARGEST, "LEAST": LEAST_SCALE}
     _scaled_rows[(rows,)](x, *out, WIDTH=width, BLOCK=block, **limits, num_warps=8)

@@ -15,7 +15,7 @@ from pi0_control.model.gemma import GemmaLayer
 from pi0_control.model.siglip import SiglipBlock
 
 Product = Callable[[Tensor], Tensor]
-MLP_TOKENS = 512  # the MLP's intermediate then is 16 MB at most, which the allocator keeps instead of mapping it anew
+MLP_TOKENS = 512  # what the MLP holds then is 16 MB at most, which the allocator keeps instead of mapping it anew
 _linear = torch.ops.mkldnn._linear_pointwise
 
 
@@ -43,7 +43,7 @@ def can_pack(layer: GemmaLayer | SiglipBlock) -> bool:
 @torch.no_grad()
 def pack(layer: GemmaLayer, tokens: int) -> Kernels:
     """Kernels on a copy of the layer's matrices, laid out for about so many tokens."""
-    qkv, out, _, down = (_product(matrix, tokens) for matrix in layer.matrices)
+    qkv, out, down = (_product(matrix, tokens) for matrix in (layer.qkv, layer.out, layer.down))
     gate, up = (_packed(half.contiguous(), tokens) for half in layer.gate_up.weight.chunk(2))
 
     def mlp(y: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ def pack(layer: GemmaLayer, tokens: int) -> Kernels:
         return down(_linear.binary(y, gated, up, None, "mul"))
 
     def mlp_in_parts(y: Tensor) -> Tensor:
-        parts = math.ceil(y.shape[1] / MLP_TOKENS)
-        return mlp(y) if parts == 1 else torch.cat([mlp(part) for part in y.chunk(parts, dim=1)], dim=1)
+        parts, rows = math.ceil(y.shape[:-1].numel() / MLP_TOKENS), y.flatten(0, 1)
+        return mlp(y) if parts == 1 else torch.cat([mlp(part) for part in rows.chunk(parts)]).view_as(y)
 
     return Kernels(qkv, out, mlp_in_parts)
 

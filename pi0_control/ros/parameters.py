@@ -84,7 +84,9 @@ TABLE: dict[str, Entry] = {
     "image_reliability": Entry("best_effort", "of the inputs' QoS", choices=("best_effort", "reliable")),
     "max_skew_s": _seconds(0.2, "how far apart the cameras' stamps may be"),
     "chunking.strategy": Entry("async", "how chunks are played", choices=get_args(Strategy)),
-    "chunking.execution_horizon": Entry(0, "actions of a chunk to play [steps]; 0 as the policy says", STEPS, none=0),
+    "chunking.execution_horizon": Entry(
+        0, "actions of a chunk to play [steps]; 0 as the policy says, half a chunk at most but with sync", STEPS, none=0
+    ),
     "chunking.on_new_prompt": Entry("drop", "what becomes of chunks of a former prompt", choices=get_args(OnNewPrompt)),
     "chunking.ensemble_decay": Entry(0.01, "above 0, an ensemble favours old predictions", (-1.0, 100.0)),
     "chunking.interpolation": Entry(1, "commands per action of the policy", (1, 100)),
