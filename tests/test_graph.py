@@ -155,7 +155,8 @@ def test_a_graph_that_fails_or_errs_is_not_used(
 @pytest.mark.parametrize("steering", ["free", "known", "guided"])
 def test_a_program_never_waits_for_the_device(steering: str, float8: bool) -> None:
     """On a device without values to wait for, where whoever does gets an error."""
-    model = make_model(replace(TINY_PI05, attn_backend="sdpa")).cast(torch.bfloat16).to("meta")
+    dtype = torch.bfloat16 if float8 else torch.float32
+    model = make_model(replace(TINY_PI05, attn_backend="sdpa")).cast(dtype).to("meta")
     sampler, inputs = GraphSampler(model, 2, float8=float8).sampler, make_inputs(TINY_PI05)
     actions, noise, _ = make_flow(TINY_PI05)
     known = [actions[0, :2], actions[1, :1]] if steering == "known" else None

@@ -46,14 +46,14 @@ def benchmark(
     model, device = workload.model(), torch.device(workload.device)
     inputs, noise = workload.inputs()
     limits = roofline(device, DTYPES[workload.dtype])
-    if workload.dtype == "float8":
+    if workload.is_float8:
         limits["prefill_flops"] = float8_flops(device)
     graphs = _graphs(model, workload, inputs, noise) if _has_graphs(device) else {}
     contenders = {name: _graph(sampler, inputs, noise) for name, sampler in graphs.items()}
     split = SPLIT if graphs else "ours"
     with VisionClock(model) as clock:
         contenders[split] = _ours(model, workload, inputs, noise, clock)
-        if workload.dtype == "float8" and not graphs:
+        if workload.is_float8 and not graphs:
             in_bfloat16 = FastSampler(model, workload.steps, packs=True)
             contenders[BFLOAT16] = lambda stages: in_bfloat16(inputs, noise)
         if plain:
@@ -83,10 +83,10 @@ def _graphs(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor) 
     """Captured before any clock hangs on the model."""
     samplers = {}
     wanted = {"ours": (workload.steps, True), ONE_STEP: (1, True), UNFUSED: (workload.steps, False)}
-    if workload.dtype == "float8":
+    if workload.is_float8:
         wanted[BFLOAT16] = (workload.steps, True)
     for name, (steps, fuses) in wanted.items():
-        float8 = workload.dtype == "float8" and name != BFLOAT16
+        float8 = workload.is_float8 and name != BFLOAT16
         samplers[name], stages = GraphSampler(model, steps, fuses=fuses, float8=float8), dict[str, float]()
         samplers[name](inputs, noise, timing=stages)
         if "graph_ms" not in stages:
@@ -99,7 +99,7 @@ def _graph(sampler: GraphSampler, inputs: ModelInputs, noise: Tensor) -> Call:
 
 
 def _ours(model: Pi0, workload: Workload, inputs: ModelInputs, noise: Tensor, clock: VisionClock) -> Call:
-    sampler = FastSampler(model, workload.steps, packs=True, float8=workload.dtype == "float8")
+    sampler = FastSampler(model, workload.steps, packs=True, float8=workload.is_float8)
 
     def call(stages: dict[str, float]) -> Tensor:
         clock.take()  # what the encoder did for others

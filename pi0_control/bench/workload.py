@@ -85,6 +85,11 @@ class Workload:
         return inputs, sample_noise(config, 1, generator)
 
     @property
+    def is_float8(self) -> bool:
+        """Whether the prefix is multiplied in float8."""
+        return self.dtype == "float8"
+
+    @property
     def work(self) -> dict[str, tuple[float, float]]:
         """FLOP and bytes of ``vision``, ``prefill`` and ``denoise``: products of matrices, and weights read.
 
@@ -103,7 +108,7 @@ class Workload:
         prefill = (c.depth - 1) * (prefix * layer + 2 * prefix**2 * heads) + prefix * c.prefix_width * 2 * kv
         suffix_weights = c.depth * c.action_width * (2 * heads + 2 * kv + 3 * c.action_mlp_dim)
         denoise = tokens * (suffix_weights + c.depth * 2 * (prefix + c.suffix_len) * heads)
-        cache, prefix_item = c.depth * 2 * prefix * kv, 1 if self.dtype == "float8" else item
+        cache, prefix_item = c.depth * 2 * prefix * kv, 1 if self.is_float8 else item
         return {
             "vision": (2.0 * pixels * (vision + seen), float(item * vision)),
             "prefill": (2.0 * prefill, float(prefix_item * ((c.depth - 1) * layer + c.prefix_width * 2 * kv))),

@@ -171,7 +171,7 @@ class FastSampler:
         self.model, self.num_steps, self.packs, self.fuses, self.float8 = model, num_steps, packs, fuses, float8
         if float8:
             check_float8(model)
-        self._sources = list(_sources(model, packs, fuses or float8))
+        self._sources = list(_sources(model, packs, packs or fuses or float8))
         self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
         self._tables: Tables | None = None
         self._made_of: tuple[object, ...] = ()
@@ -377,13 +377,13 @@ def _select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulatio
     return Modulation(cast(Tensor, scale), shift, gate)
 
 
-def _sources(model: Pi0, packs: bool, copies: bool) -> Iterator[nn.Module]:
-    """The modules that tables are made of."""
-    if packs:
+def _sources(model: Pi0, vision: bool, matrices: bool) -> Iterator[nn.Module]:
+    """The modules that tables are made of, the image encoder's and the layers' matrices where those are among them."""
+    if vision:
         yield from model.vision.blocks.modules()
     for layer in (*model.prefix_layers, *model.suffix_layers):
         for name, child in layer.named_children():
-            if packs or copies or name not in _MATRICES:
+            if matrices or name not in _MATRICES:
                 yield from child.modules()
     yield from model.suffix_norm.modules()
     for name in ("action_in_proj", "action_time_mlp_in", "time_mlp_in", "time_mlp_out", "time_embed"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ScalingType
 
 from pi0_control.errors import ConfigError
-from pi0_control.model.gemma import GemmaLayer
+from pi0_control.model.gemma import GemmaLayer, gated_mlp
 from pi0_control.model.packed import Kernels
 from pi0_control.model.pi0 import Pi0
 
@@ -64,12 +64,7 @@ class Float8Matrix:
 def float8_kernels(layer: GemmaLayer) -> Kernels:
     """The products of a layer."""
     qkv, out, gate_up, down = map(Float8Matrix, layer.matrices)
-
-    def mlp(y: Tensor) -> Tensor:
-        gate, up = gate_up(y).chunk(2, dim=-1)
-        return down(F.gelu(gate, approximate="tanh") * up)
-
-    return Kernels(qkv, out, mlp)
+    return Kernels(qkv, out, lambda y: gated_mlp(y, gate_up, down))
 
 
 def check_float8(model: Pi0) -> None:

@@ -1,5 +1,6 @@
 """The Gemma block both experts are made of: RMS norms (plain, adaptive, bounded), shared attention, gated MLP."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -119,6 +120,12 @@ def add_gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
     return x + branch if gate is None else x + branch * gate.to(x.dtype)
 
 
+def gated_mlp(y: Tensor, gate_up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor]) -> Tensor:
+    """``down(gelu(gate) * up)`` with gate and up side by side in one product, [B, T, width] -> [B, T, width]."""
+    gate, up = gate_up(y).chunk(2, dim=-1)
+    return down(F.gelu(gate, approximate="tanh") * up)
+
+
 class GemmaLayer(nn.Module):
     """One layer of one expert, in two halves so that the attention between them can join both experts.
 
@@ -177,8 +184,7 @@ class GemmaLayer(nn.Module):
 
     def mlp(self, y: Tensor) -> Tensor:
         """The gated MLP, [B, T, width] -> [B, T, width]."""
-        gate, up = self.gate_up(y).chunk(2, dim=-1)
-        return self.down(F.gelu(gate, approximate="tanh") * up)
+        return gated_mlp(y, self.gate_up, self.down)
 
     def _gate(self, scale: str, from_norm: Tensor | None, cond: Tensor | None) -> Tensor | None:
         if self.residual_gate == "layerscale":

@@ -8,7 +8,7 @@ that was just captured has to reproduce what the operators of PyTorch give one b
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -156,11 +156,13 @@ class GraphSampler:
     @property
     def fuses(self) -> bool:
         """Whether any graph it made is of the kernels of ``kernels.py``."""
-        return any(launch is not None and launch.program.sampler.fuses for launch in self._made)
+        return any(self._are_fused)
 
     @property
-    def _made(self) -> Iterator[Launch | None]:
-        return chain.from_iterable(launches.values() for launches in self._launches.values())
+    def _are_fused(self) -> list[bool]:
+        """Of all that were to be made."""
+        launches = chain.from_iterable(of_kind.values() for of_kind in self._launches.values())
+        return [launch is not None and launch.program.sampler.fuses for launch in launches]
 
     def _launch(self, inputs: ModelInputs, flow: Flow) -> Launch | None:
         """That of these shapes, made if there is none yet; None where none can be had."""
@@ -173,7 +175,7 @@ class GraphSampler:
         if kind not in self._launches:
             lengths = [longest] if is_full else [*range(self.multiple, longest, self.multiple), longest]
             self._launches[kind] = {each: self._capture(_with_text(inputs, each), is_full, flow) for each in lengths}
-            if all(launch is not None and launch.program.sampler.fuses for launch in self._made):
+            if all(self._are_fused):
                 self.sampler.forget_tables()  # of float8 they hold gigabytes, and only the comparison needed them
         return self._launches[kind][length]
 
