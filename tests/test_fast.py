@@ -8,11 +8,10 @@ import torch
 from test_golden import NAMES, jax_model, relative_rms, torch_model
 from tiny_model import SWITCHES, TINY, TINY_PI05, make_flow, make_inputs, make_model
 
-from pi0_control.model import packed as packing
+from pi0_control.model import packed
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
-from pi0_control.model.gemma import GemmaLayer
-from pi0_control.model.packed import pack
+from pi0_control.model.packed import part_size
 from pi0_control.model.pi0 import ModelInputs
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import sample_actions
@@ -90,21 +89,37 @@ def test_bfloat16_is_no_further_from_float32_than_openpis(name: str, openpis: fl
 def test_packed_matrices_are_no_less_exact(name: str) -> None:
     model, inputs, golden = jax_model(name)
     noise, exact = torch.tensor(golden["noise"]), golden["sample_10"]
-    plain, packed = (FastSampler(model.cast(torch.bfloat16), 10, packs)(inputs, noise) for packs in (False, True))
-    assert relative_rms(packed, plain) < 0.02
-    assert relative_rms(packed, exact) < 1.1 * relative_rms(plain, exact)
+    plain, faster = (FastSampler(model.cast(torch.bfloat16), 10, packs)(inputs, noise) for packs in (False, True))
+    assert relative_rms(faster, plain) < 0.02
+    assert relative_rms(faster, exact) < 1.1 * relative_rms(plain, exact)
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
-def test_many_tokens_go_through_a_packed_mlp_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, y = GemmaLayer(TINY, suffix=False).bfloat16(), torch.randn(2, 7, TINY.prefix_width).bfloat16()
-    mlp = pack(layer, 7).mlp
-    whole, sizes, cat = mlp(y), [], torch.cat
-    monkeypatch.setattr(packing, "MLP_TOKENS", 5)
-    monkeypatch.setattr(torch, "cat", lambda parts: sizes.append([len(part) for part in parts]) or cat(parts))
-    torch.testing.assert_close(mlp(y), whole)
-    assert sizes == [[5, 5, 4]]
-    torch.testing.assert_close(whole, layer.mlp(y), atol=0.02, rtol=0.02)
+@pytest.mark.parametrize("inputs_of", [lambda x: x, without_padding, padded], ids=["ragged", "full", "padded"])
+@pytest.mark.parametrize("config", [TINY, TINY_PI05])
+def test_a_packed_prefix_goes_through_its_layers_in_parts(
+    config: Pi0Config, inputs_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = make_model(config).cast(torch.bfloat16), inputs_of(make_inputs(config))
+    noise, sampler = make_flow(config, inputs.batch_size)[1], FastSampler(model, 3, packs=True)
+    whole, rows = sampler(inputs, noise), []
+    monkeypatch.setattr(packed, "PART", 6)
+    monkeypatch.setattr(packed, "TILE", 2)
+    kernels = sampler.tables.layers.prefix_kernels
+    first, kernels[0] = kernels[0], kernels[0]._replace(qkv=lambda y: rows.append(y.shape[1]) or first.qkv(y))
+    torch.testing.assert_close(sampler(inputs, noise), whole, atol=0.03, rtol=0.03)
+    assert len(rows) > 1
+    assert sum(rows) == inputs.trimmed().tokens.shape[1] + inputs.trimmed().image_masks.shape[1] * 4
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 828), (1, 968), (1, 816), (1, 7), (3, 260), (300, 20)])
+def test_parts_of_a_prefix_are_alike_and_small(batch: int, length: int) -> None:
+    size = part_size(batch, length)
+    assert size % packed.TILE == 0
+    *parts, last = [min(size, length - start) for start in range(0, length, size)]
+    assert batch * size <= packed.PART + batch * packed.TILE
+    assert all(part == size for part in parts)
+    assert not parts or last > size - packed.TILE * (len(parts) + 1)
 
 
 def test_packed_copies_follow_the_weights() -> None:

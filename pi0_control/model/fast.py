@@ -6,7 +6,7 @@ the number of steps only; π0's state token after the first step, which sees no 
 the prefix behind which the suffix is written. :class:`Tables` are computed once per (weights, number of steps).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pi0_control.model.attention import Attention, attention_mask, positions_of, rope_table, suffix_mask, with_self
-from pi0_control.model.float8 import check_float8, float8_kernels
-from pi0_control.model.gemma import GemmaLayer, Modulation
-from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, pack_block
+from pi0_control.model.float8 import check_float8
+from pi0_control.model.gemma import Modulation
+from pi0_control.model.layers import Attend, OperatorLayers, Pair, Rope, attend_to_one_head, select
+from pi0_control.model.packed import Kernels, can_pack, pack_block
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import Flow, Known, now, sample_actions
@@ -26,8 +27,6 @@ from pi0_control.model.siglip import SiglipBlock
 if TYPE_CHECKING:
     from pi0_control.model.fused import FusedLayers
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Pair = tuple[Modulation, Modulation]  # of both norms of a layer
 _MATRICES = ("qkv", "out", "gate_up", "down", "value_mix")  # of a layer, which tables hold in some ways to compute only
 
 
@@ -36,27 +35,22 @@ class Tables:
     """What the weights and the number of steps N decide; row k is step k, row N time 0, that of known actions.
 
     Attributes:
-        prefix: of each prefix layer.
-        suffix: of each row and suffix layer; the pairs of all rows are one where time goes in with the actions.
         last: final norm of the suffix, of each row.
-        prefix_kernels, suffix_kernels: the products of each layer.
-        vision_kernels: those of each block of the image encoder; None for its own.
+        vision_kernels: the products of each block of the image encoder; None for its own.
         action_weight, action_bias: x_t [.., action_dim] to the width of the suffix, [width, action_dim] and
             [N + 1, width]; for π0 that is the first matrix of the action-time MLP with the projection of the actions
             folded in and the time as a bias.
         rope: cosines, and sines with the first half negated, of every position, float32 [positions, 1, head_dim].
-        fused: the layers out of kernels of a GPU; None for operators of PyTorch.
+        layers: all of them, out of operators.
+        fused: all of them out of kernels of a GPU; None for operators only.
     """
 
-    prefix: list[Pair]
-    suffix: list[list[Pair]]
     last: list[Modulation]
-    prefix_kernels: list[Kernels]
-    suffix_kernels: list[Kernels]
     vision_kernels: list[Kernels] | None
     action_weight: Tensor
     action_bias: Tensor
-    rope: tuple[Tensor, Tensor]
+    rope: Rope
+    layers: OperatorLayers
     fused: "FusedLayers | None"
 
     @classmethod
@@ -73,15 +67,12 @@ class Tables:
         prefix = [_pair(layer.modulations(None), 0, model.dtype) for layer in model.prefix_layers]
         suffix = [[_pair(pair, row, model.dtype) for pair in pairs] for row in rows]
         return cls(
-            prefix,
-            suffix,
             [_row(last, row, model.dtype) for row in rows],
-            [_kernels(layer, config.prefix_len if packs else 0, float8 and not fuses) for layer in model.prefix_layers],
-            [_kernels(layer, config.suffix_len if packs else 0) for layer in model.suffix_layers],
             _vision_kernels(model) if packs else None,
             weight,
             bias,
             (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)),
+            OperatorLayers.make(model, prefix, suffix, packs, float8 and not fuses),
             _fused(model, prefix, suffix, float8) if fuses else None,
         )
 
@@ -102,12 +93,6 @@ def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], float8: boo
     from pi0_control.model.fused import FusedLayers  # needs Triton, which comes with PyTorch for a GPU
 
     return FusedLayers.make(model, prefix, suffix, float8)
-
-
-def _kernels(layer: GemmaLayer, packed_for: int, float8: bool = False) -> Kernels:
-    if float8:
-        return float8_kernels(layer)
-    return pack(layer, packed_for) if packed_for and can_pack(layer) else kernels_of(layer)
 
 
 def _vision_kernels(model: Pi0) -> list[Kernels] | None:
@@ -142,7 +127,7 @@ class _Encoded:
     buffers: Tensor
     length: int
     seen: Tensor
-    rope: tuple[Tensor, Tensor]
+    rope: Rope
     attend_all: Attend
     attend_actions: Attend
     tables: Tables
@@ -230,14 +215,13 @@ class FastSampler:
         x, (batch, length), room = x.to(model.dtype), valid.shape, config.suffix_len
         rope = _rope(tables, valid, config.suffix_len, is_full)
         buffers = x.new_empty(config.depth, 2, batch, length + room, config.num_kv_heads, config.head_dim)
-        attend = self._attend(None if is_full else with_self(attention_mask(valid, ar)))
+        of_prefix = None if is_full else with_self(attention_mask(valid, ar))
         if tables.fused is not None:
-            tables.fused.run_prefix(x, rope, attend, buffers)
+            tables.fused.run_prefix(x, rope, self._attend(of_prefix), buffers)
         else:
-            for index, layer in enumerate(model.prefix_layers):
-                last = index + 1 == config.depth
-                kernels, pair = tables.prefix_kernels[index], tables.prefix[index]
-                x = _run_layer(layer, kernels, pair, x, 0, rope, attend, buffers, index, stop_at_keys=last)
+            parts = x.split(size := tables.layers.part_size(batch, length), dim=1)
+            masks = [None] * len(parts) if of_prefix is None else of_prefix.split(size, dim=1)
+            tables.layers.run_prefix(parts, rope, [self._attend(each) for each in masks], buffers)
         mask = None if is_full and config.state_input == "none" else suffix_mask(valid, model.suffix_ar())
         actions = None if is_full or mask is None else mask[:, -config.action_horizon :]
         seen = F.pad(valid.to(torch.uint8), (0, room), value=1)
@@ -267,24 +251,11 @@ class FastSampler:
             first_sees = start + 1 if state is not None else start + x.shape[1]
             x = tables.fused.run_suffix(x, step, encoded.rope, encoded.buffers, encoded.seen, start, first_sees)
         else:
-            x = self._run_suffix(encoded, x, step, start, mask, with_state=state is not None)
-        last = tables.last[step] if mask is None else _select(mask, tables.last[-1], tables.last[step])
+            attend = encoded.attend_actions if state is None else encoded.attend_all
+            x = tables.layers.run_suffix(x, step, encoded.rope, attend, encoded.buffers, start, mask)
+        last = tables.last[step] if mask is None else select(mask, tables.last[-1], tables.last[step])
         hidden = last.apply(x)[:, -model.config.action_horizon :]
         return model.action_out_proj(hidden.to(model.action_out_proj.weight.dtype)).float()
-
-    def _run_suffix(
-        self, encoded: _Encoded, x: Tensor, step: int, start: int, mask: Tensor | None, with_state: bool
-    ) -> Tensor:
-        """A step's tokens x [B, T, width] at place ``start`` through all layers; those in the mask are known."""
-        tables = encoded.tables
-        attend = encoded.attend_all if with_state else encoded.attend_actions
-        for index, layer in enumerate(self.model.suffix_layers):
-            pair = tables.suffix[step][index]
-            if mask is not None:
-                pair = cast(Pair, tuple(map(_select, [mask, mask], tables.suffix[-1][index], pair)))
-            kernels = tables.suffix_kernels[index]
-            x = _run_layer(layer, kernels, pair, x, start, encoded.rope, attend, encoded.buffers, index)
-        return x
 
     def _embed_actions(self, tables: Tables, x_t: Tensor, step: int, known: Known | None) -> Tensor:
         """Noisy actions [B, horizon, action_dim] as tokens [B, horizon, action_width]."""
@@ -304,12 +275,12 @@ class FastSampler:
         config, on_cpu = self.model.config, self.model.device.type == "cpu"
         is_narrow = on_cpu and self.model.dtype != torch.float32  # products are faster there than the fused kernel
         if mask is None and is_narrow and config.num_kv_heads == 1 and config.attn_softcap == 0:
-            return _attend_to_one_head
+            return attend_to_one_head
         capped = config.attn_backend if config.attn_softcap else None
         return Attention(mask, capped or ("eager" if is_narrow else "sdpa"), config.attn_softcap)
 
 
-def _rope(tables: Tables, valid: Tensor, room: int, is_full: bool) -> tuple[Tensor, Tensor]:
+def _rope(tables: Tables, valid: Tensor, room: int, is_full: bool) -> Rope:
     """Cosines and sines of all places, [1 or B, S + room, 1, head_dim], for a prefix valid [B, S]."""
     cos, sin = tables.rope
     length = valid.shape[1] + room
@@ -319,62 +290,9 @@ def _rope(tables: Tables, valid: Tensor, room: int, is_full: bool) -> tuple[Tens
     return cos[positions], sin[positions]
 
 
-def _run_layer(
-    layer: GemmaLayer,
-    kernels: Kernels,
-    pair: Pair,
-    x: Tensor,
-    start: int,
-    rope: tuple[Tensor, Tensor],
-    attend: Attend,
-    buffers: Tensor,
-    index: int,
-    stop_at_keys: bool = False,
-) -> Tensor:
-    """One layer for the tokens x [B, T, width] at place ``start``: keys and values into the buffers, then the rest."""
-    first, second = pair
-    heads, kv_heads, stop = layer.num_heads, layer.num_kv_heads, start + x.shape[1]
-    y = first.apply(x)
-    qk, v = kernels.qkv(y).unflatten(-1, (-1, layer.head_dim)).split([heads + kv_heads, kv_heads], dim=-2)
-    if layer.value_residual != "none":
-        v = layer.mix_values(y, v, buffers[0, 1, :, start:stop])
-    qk = _rotate(qk, rope[0][:, start:stop], rope[1][:, start:stop])
-    keys, values = buffers[index, 0, :, :stop], buffers[index, 1, :, :stop]
-    keys[:, start:] = qk[:, :, heads:]
-    values[:, start:] = v
-    if stop_at_keys:
-        return x
-    x = _add_gated(x, kernels.out(attend(qk[:, :, :heads], keys, values)), first.gate)
-    return _add_gated(x, kernels.mlp(second.apply(x)), second.gate)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """:func:`attention.apply_rope` on queries and keys at once, with whole rows of cosines and signed sines."""
-    wide = x.float()
-    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, dims=-1), sin).to(x.dtype)
-
-
-def _add_gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
-    return x + branch if gate is None else torch.addcmul(x, branch, gate)
-
-
-def _attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Everything sees everything, through one key head: the heads of q are further rows of one product."""
-    rows = (q * q.shape[-1] ** -0.5).flatten(1, 2)  # [B, T * heads, head_dim]
-    weights = torch.softmax(rows @ k[:, :, 0].mT, dim=-1)  # in float32 inside
-    return (weights @ v[:, :, 0]).view(*q.shape[:2], -1)
-
-
 def _token_mask(known: Known, tokens: int) -> Tensor:
     """Which of the suffix's tokens are known, bool [B, tokens, 1]; a state before the actions is not."""
     return F.pad(known.mask, (tokens - known.mask.shape[1], 0))[..., None]
-
-
-def _select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulation:
-    """One modulation or the other, per token of the mask [B, T, 1]."""
-    pairs = zip(where, elsewhere, strict=True)
-    scale, shift, gate = (None if a is None or b is None else torch.where(mask, a, b) for a, b in pairs)
-    return Modulation(cast(Tensor, scale), shift, gate)
 
 
 def _sources(model: Pi0, vision: bool, matrices: bool) -> Iterator[nn.Module]:

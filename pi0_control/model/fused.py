@@ -1,6 +1,6 @@
 """The layers of both experts out of the kernels of a GPU (``kernels.py``), for :class:`fast.FastSampler`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from pi0_control.model import kernels
 from pi0_control.model.float8 import Float8Matrix
-from pi0_control.model.gemma import Modulation
+from pi0_control.model.layers import Attend, Pair
 from pi0_control.model.pi0 import Pi0
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Pair = tuple[Modulation, Modulation]
 Matrix = nn.Linear | Float8Matrix
 
 

@@ -15,7 +15,7 @@ from pi0_control.model.gemma import GemmaLayer
 from pi0_control.model.siglip import SiglipBlock
 
 Product = Callable[[Tensor], Tensor]
-MLP_TOKENS = 512  # what the MLP holds then is 16 MB at most, which the allocator keeps instead of mapping it anew
+PART, TILE = 256, 16  # tokens of a product at most, and what they are a multiple of where they can be
 _linear = torch.ops.mkldnn._linear_pointwise
 
 
@@ -40,6 +40,15 @@ def can_pack(layer: GemmaLayer | SiglipBlock) -> bool:
     ) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def part_size(batch: int, length: int) -> int:
+    """How many of ``length`` tokens in each of ``batch`` rows to multiply at a time: whole tiles, all parts alike.
+
+    What a part makes on its way through a layer stays in the caches, and is small enough for the allocator to keep.
+    """
+    parts = math.ceil(batch * length / PART)
+    return TILE * math.ceil(length / parts / TILE)
+
+
 @torch.no_grad()
 def pack(layer: GemmaLayer, tokens: int) -> Kernels:
     """Kernels on a copy of the layer's matrices, laid out for about so many tokens."""
@@ -50,11 +59,7 @@ def pack(layer: GemmaLayer, tokens: int) -> Kernels:
         gated = _linear(y, gate, None, "gelu", [], "tanh")
         return down(_linear.binary(y, gated, up, None, "mul"))
 
-    def mlp_in_parts(y: Tensor) -> Tensor:
-        parts, rows = math.ceil(y.shape[:-1].numel() / MLP_TOKENS), y.flatten(0, 1)
-        return mlp(y) if parts == 1 else torch.cat([mlp(part) for part in rows.chunk(parts)]).view_as(y)
-
-    return Kernels(qkv, out, mlp_in_parts)
+    return Kernels(qkv, out, mlp)
 
 
 @torch.no_grad()

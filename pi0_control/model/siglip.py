@@ -87,11 +87,12 @@ class Siglip(nn.Module):
     def forward(self, images: Tensor, kernels: "Sequence[Kernels] | None" = None) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled.
 
-        ``kernels``, of each block, stand in for its own products.
+        ``kernels``, of each block, stand in for its own products, on the tokens of one image at a time.
         """
         x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
         x = (x + self.position).float()
         products: Sequence[Kernels | None] = kernels or [None] * len(self.blocks)
+        parts = list(x.split(1)) if kernels else [x]
         for block, own in zip(self.blocks, products, strict=True):
-            x = run_layer(self.gradient_checkpointing, block, x, self.attention, own)
-        return self.head(_normed(self.norm, x))
+            parts = [run_layer(self.gradient_checkpointing, block, part, self.attention, own) for part in parts]
+        return self.head(_normed(self.norm, torch.cat(parts)))

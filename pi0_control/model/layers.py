@@ -1,0 +1,149 @@
+"""The layers of both experts out of PyTorch's operators, for :class:`fast.FastSampler`; ``fused.py`` has a GPU's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pi0_control.model.float8 import float8_kernels
+from pi0_control.model.gemma import GemmaLayer, Modulation
+from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, part_size
+from pi0_control.model.pi0 import Pi0
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pair = tuple[Modulation, Modulation]  # of both norms of a layer
+Rope = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class OperatorLayers:
+    """All layers of a model, in the order in which operators do least.
+
+    Attributes:
+        model: whose layers they are.
+        prefix: the norms of each prefix layer.
+        suffix: of each step, those of each suffix layer; in a last row, those of known actions.
+        prefix_kernels, suffix_kernels: the products of each layer.
+        in_parts: whether the products of the prefix want few tokens at a time.
+    """
+
+    model: Pi0
+    prefix: list[Pair]
+    suffix: list[list[Pair]]
+    prefix_kernels: list[Kernels]
+    suffix_kernels: list[Kernels]
+    in_parts: bool
+
+    @classmethod
+    def make(
+        cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], packs: bool, float8: bool
+    ) -> "OperatorLayers":
+        """For a model with its modulations of each layer, and of each step and layer."""
+        config, (first, last) = model.config, (model.prefix_layers, model.suffix_layers)
+        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs, config.prefix_len) for layer in first]
+        of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in last]
+        return cls(model, prefix, suffix, of_prefix, of_suffix, packs and not float8 and all(map(can_pack, first)))
+
+    def part_size(self, batch: int, length: int) -> int:
+        """How many of so many tokens of the prefix to take at a time."""
+        return part_size(batch, length) if self.in_parts else length
+
+    def run_prefix(self, parts: Sequence[Tensor], rope: Rope, attends: Sequence[Attend], buffers: Tensor) -> None:
+        """Keys and values of the prefix into the buffers [layers, 2, B, places, kv_heads, head_dim].
+
+        Args:
+            parts: its tokens [B, S, width] one part after the other; each goes through a layer's products by itself.
+            rope: of all places.
+            attends: of each part, what gives queries [B, tokens, heads, head_dim] the values of all keys and values
+                [B, S, kv_heads, head_dim].
+            buffers: to be filled.
+        """
+        starts = list(accumulate((part.shape[1] for part in parts), initial=0))
+        for index, layer in enumerate(self.model.prefix_layers):
+            kernels, pair = self.prefix_kernels[index], self.prefix[index]
+            queries = [
+                _queries(layer, kernels, pair[0], part, start, rope, buffers, index)
+                for part, start in zip(parts, starts, strict=False)
+            ]
+            if index + 1 == len(buffers):
+                return
+            keys, values = buffers[index, :, :, : starts[-1]]
+            attended = (attend(q, keys, values) for attend, q in zip(attends, queries, strict=True))
+            parts = [_finish(kernels, pair, part, each) for part, each in zip(parts, attended, strict=True)]
+
+    def run_suffix(
+        self, x: Tensor, step: int, rope: Rope, attend: Attend, buffers: Tensor, start: int, known: Tensor | None
+    ) -> Tensor:
+        """A step's tokens x [B, T, width] at place ``start`` through all layers; those in ``known`` [B, T, 1] are."""
+        for index, layer in enumerate(self.model.suffix_layers):
+            pair = self.suffix[step][index]
+            if known is not None:
+                decided = self.suffix[-1][index]
+                pair = select(known, decided[0], pair[0]), select(known, decided[1], pair[1])
+            kernels = self.suffix_kernels[index]
+            queries = _queries(layer, kernels, pair[0], x, start, rope, buffers, index)
+            keys, values = buffers[index, :, :, : start + x.shape[1]]
+            x = _finish(kernels, pair, x, attend(queries, keys, values))
+        return x
+
+
+def _kernels(layer: GemmaLayer, packs: bool, tokens: int) -> Kernels:
+    return pack(layer, tokens) if packs and can_pack(layer) else kernels_of(layer)
+
+
+def select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulation:
+    """One modulation or the other, per token of the mask [B, T, 1]."""
+    pairs = zip(where, elsewhere, strict=True)
+    scale, shift, gate = (None if a is None or b is None else torch.where(mask, a, b) for a, b in pairs)
+    return Modulation(cast(Tensor, scale), shift, gate)
+
+
+def attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Everything sees everything, through one key head: the heads of q are further rows of one product."""
+    rows, keys, values = (q * q.shape[-1] ** -0.5).flatten(1, 2), k[:, :, 0], v[:, :, 0]
+    if len(rows) == 1:  # without a batch no keys are copied
+        rows, keys, values = rows[0], keys[0], values[0]
+    weights = torch.softmax(rows @ keys.mT, dim=-1)  # in float32 inside; rows are [.., T * heads, head_dim]
+    return (weights @ values).view(*q.shape[:2], -1)
+
+
+def _queries(
+    layer: GemmaLayer,
+    kernels: Kernels,
+    norm: Modulation,
+    x: Tensor,
+    start: int,
+    rope: Rope,
+    buffers: Tensor,
+    index: int,
+) -> Tensor:
+    """First half of a layer for x [B, T, width] at place ``start``: keys and values into the buffers, and queries."""
+    heads, kv_heads, stop = layer.num_heads, layer.num_kv_heads, start + x.shape[1]
+    y = norm.apply(x)
+    qk, v = kernels.qkv(y).unflatten(-1, (-1, layer.head_dim)).split([heads + kv_heads, kv_heads], dim=-2)
+    if layer.value_residual != "none":
+        v = layer.mix_values(y, v, buffers[0, 1, :, start:stop])
+    qk = _rotate(qk, rope[0][:, start:stop], rope[1][:, start:stop])
+    buffers[index, 0, :, start:stop] = qk[:, :, heads:]
+    buffers[index, 1, :, start:stop] = v
+    return qk[:, :, :heads]
+
+
+def _finish(kernels: Kernels, pair: Pair, x: Tensor, attended: Tensor) -> Tensor:
+    """Second half: attended [B, T, heads * head_dim] into the stream x [B, T, width], and the MLP."""
+    first, second = pair
+    x = _add_gated(x, kernels.out(attended), first.gate)
+    return _add_gated(x, kernels.mlp(second.apply(x)), second.gate)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """:func:`attention.apply_rope` on queries and keys at once, with whole rows of cosines and signed sines."""
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+
+
+def _add_gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
+    return x + branch if gate is None else torch.addcmul(x, branch, gate)
