@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from pi0_control.errors import ObservationError
-from pi0_control.policy.images import Resize, fit_image, resize_with_pad, to_model_range
+from pi0_control.model.pi0 import in_model_range
+from pi0_control.policy.images import Resize, fit_image, resize_with_pad
 
 
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -49,6 +51,10 @@ def test_channels_stay_rgb_and_orientation_stays() -> None:
     assert tuple(small[17, 10]) == (0, 0, 255)
 
 
+def in_range(image: np.ndarray) -> np.ndarray:
+    return in_model_range(torch.from_numpy(image)).numpy()
+
+
 def test_lerobot_pads_differently_in_each_version() -> None:
     image = np.full((300, 200, 3), 255, np.uint8)
     expected: dict[Resize, tuple[float, int]] = {
@@ -58,8 +64,8 @@ def test_lerobot_pads_differently_in_each_version() -> None:
         "lerobot_v05": (-1.0, 37),
     }
     for resize, (margin, left) in expected.items():
-        fitted = fit_image(image, 224, resize)
-        assert fitted.dtype == np.float32
+        assert fit_image(image, 224, resize).dtype == (np.uint8 if resize == "pad_antialias" else np.float32)
+        fitted = in_range(fit_image(image, 224, resize))
         inside = fitted[..., 0] > 0.999
         assert np.flatnonzero(inside.all(axis=0)).tolist() == [*range(left, left + 149)]
         assert (fitted[~inside] == margin).all()
@@ -69,8 +75,8 @@ def test_lerobot_samples_without_averaging() -> None:
     image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     fitted = fit_image(image, 4, "lerobot_v05")  # the middle of each 3x3 patch
     np.testing.assert_allclose(fitted, image[1::3, 1::3] / 255 * 2 - 1, atol=1e-6)
-    assert np.abs(fitted - fit_image(image, 4)).max() > 0.2
-    np.testing.assert_allclose(fit_image(image, 12, "lerobot_v04"), fit_image(image, 12), atol=1e-6)
+    assert np.abs(fitted - in_range(fit_image(image, 4))).max() > 0.2
+    np.testing.assert_allclose(fit_image(image, 12, "lerobot_v04"), in_range(fit_image(image, 12)), atol=1e-6)
     with pytest.raises(ObservationError, match="expected"):
         fit_image(image[..., 0], 4, "lerobot_v05")
 
@@ -93,9 +99,3 @@ def test_an_extreme_aspect_ratio_still_leaves_one_pixel() -> None:
 def test_anything_else_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ObservationError, match="expected"):
         resize_with_pad(image, 8)
-
-
-def test_model_range() -> None:
-    values = to_model_range(np.array([0, 51, 255], np.uint8))
-    assert values.dtype == np.float32
-    np.testing.assert_allclose(values, [-1.0, -0.6, 1.0], atol=1e-6)

@@ -12,7 +12,7 @@ from pi0_control.errors import ObservationError
 from pi0_control.model import gemma, pi0
 from pi0_control.model.attention import attention_mask
 from pi0_control.model.config import Pi0Config, SiglipConfig
-from pi0_control.model.pi0 import ModelInputs, Pi0
+from pi0_control.model.pi0 import ModelInputs, Pi0, in_model_range
 from pi0_control.model.sampler import sample_actions
 from pi0_control.model.times import sample_time, time_sincos
 
@@ -31,6 +31,17 @@ WALKTHROUGH = Pi0Config(
     state_input="none",
     ada_norm="adarms",
 )
+
+
+def test_images_may_come_in_bytes() -> None:
+    values = in_model_range(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    torch.testing.assert_close(values, torch.tensor([-1.0, -0.6, 1.0]), atol=1e-6, rtol=0)
+    model, inputs = make_model(TINY), make_inputs(TINY)
+    in_bytes = replace(inputs, images=((inputs.images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    in_floats = replace(in_bytes, images=in_model_range(in_bytes.images))
+    assert torch.equal(model.embed_prefix(in_bytes)[0], model.embed_prefix(in_floats)[0])
+    there = in_bytes.to("cpu", torch.bfloat16)
+    assert [there.images.dtype, there.state.dtype] == [torch.uint8, torch.bfloat16]
 
 
 def record(module: torch.nn.Module, calls: list[Tensor]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from pi0_control.bench.workload import DTYPES, Workload
 from pi0_control.errors import ConfigError
 from pi0_control.model.fast import FastSampler
 from pi0_control.model.graph import GraphSampler
-from pi0_control.model.pi0 import ModelInputs, Pi0
+from pi0_control.model.pi0 import ModelInputs, Pi0, in_model_range
 from pi0_control.model.sampler import sample_actions
 
 SPLIT = "ours, launched one by one"  # where a graph leaves no stages to time
@@ -115,7 +115,7 @@ def _peer(name: str, model: Pi0, workload: Workload, inputs: ModelInputs, noise:
     """Eager, padded and not; on a GPU compiled, too, in the mode of its own configs."""
     build = peers.PEERS[name]
     sample = build(model, workload.steps)
-    padded, there = inputs.to(model.device), noise.to(model.device)
+    padded, there = replace(inputs, images=in_model_range(inputs.images)).to(model.device), noise.to(model.device)
     length = workload.valid_tokens
     valid = replace(padded, tokens=padded.tokens[:, :length], token_mask=padded.token_mask[:, :length])
     calls: dict[str, Call] = {

@@ -76,7 +76,7 @@ class Workload:
         config, generator = self.config, torch.Generator().manual_seed(seed)
         size, length = config.vision.image_size, config.max_token_len
         inputs = ModelInputs(
-            images=torch.rand(1, config.num_cameras, 3, size, size, generator=generator) * 2 - 1,
+            images=torch.randint(256, (1, config.num_cameras, 3, size, size), generator=generator, dtype=torch.uint8),
             image_masks=(torch.arange(config.num_cameras) < self.views)[None],
             tokens=torch.randint(config.vocab_size, (1, length), generator=generator),
             token_mask=(torch.arange(length) < self.valid_tokens)[None],

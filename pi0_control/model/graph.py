@@ -171,7 +171,7 @@ class GraphSampler:
         length, longest = inputs.tokens.shape[1], self.sampler.model.config.max_token_len
         is_full = length == longest and inputs.is_full
         steering = (flow.known is not None, flow.guidance and flow.guidance.max_guidance)
-        kind = (*inputs.images.shape[:2], len(inputs.tokens), is_full, *steering)
+        kind = (*inputs.images.shape[:2], inputs.images.dtype, len(inputs.tokens), is_full, *steering)
         if kind not in self._launches:
             lengths = [longest] if is_full else [*range(self.multiple, longest, self.multiple), longest]
             self._launches[kind] = {each: self._capture(_with_text(inputs, each), is_full, flow) for each in lengths}

@@ -46,7 +46,7 @@ class ModelInputs:
     Images may have fewer rows than the rest: each then serves that many consecutive rows and is encoded once.
 
     Attributes:
-        images: float32 [B, cameras, 3, S, S] in [-1, 1].
+        images: [B, cameras, 3, S, S], uint8, or float32 in [-1, 1].
         image_masks: bool [B, cameras], False where a camera is missing.
         tokens: int64 [B, T].
         token_mask: bool [B, T], False for padding.
@@ -97,11 +97,17 @@ class ModelInputs:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelInputs":
-        """The same batch on another device; ``dtype`` applies to images and state only."""
+        """The same batch on another device; ``dtype`` applies to state and images only, and not to those in bytes."""
         moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
         if dtype is not None:
-            moved["images"], moved["state"] = moved["images"].to(dtype), moved["state"].to(dtype)
+            for name in ("images", "state"):
+                moved[name] = moved[name].to(dtype if moved[name].is_floating_point() else None)
         return ModelInputs(**moved)
+
+
+def in_model_range(images: Tensor) -> Tensor:
+    """Bytes 0..255 to float32 -1..1, any shape; images that are floats stay as they are."""
+    return images if images.is_floating_point() else images.float() / 255.0 * 2.0 - 1.0
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -196,7 +202,7 @@ class Pi0(nn.Module):
             ObservationError: the images do not have the shape of the config, or not a fitting number of rows.
         """
         self._check_shapes(inputs, is_trimmed)
-        image_tokens = self.vision(inputs.images.flatten(0, 1), vision_kernels)
+        image_tokens = self.vision(in_model_range(inputs.images.flatten(0, 1)), vision_kernels)
         image_tokens = image_tokens.unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
         image_valid = inputs.image_masks.repeat_interleave(self.config.vision.num_tokens, dim=1)
         prompts = inputs.prompts_per_image

@@ -1,4 +1,4 @@
-"""Camera images to what the vision tower takes: resize with padding, then [-1, 1]."""
+"""Camera images to what the image encoder takes: resized with padding."""
 
 from typing import Literal
 
@@ -11,6 +11,8 @@ from pi0_control.errors import ObservationError
 
 Resize = Literal["pad_antialias", "lerobot_v03", "lerobot_v04", "lerobot_v05"]
 """openpi's, with which it trains and serves, and LeRobot's up to 0.3, in 0.4, and from 0.5 on."""
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+"""Of images as a model takes them: bytes, or floats in [-1, 1]."""
 _LEROBOT_MARGIN: dict[Resize, float] = {"lerobot_v03": -1.0, "lerobot_v04": -3.0, "lerobot_v05": -1.0}
 
 
@@ -27,10 +29,11 @@ def check_image(image: NDArray[np.uint8], name: str = "image") -> None:
         raise ObservationError(f"Image {name!r} has shape {list(image.shape)}; expected [H, W, 3].")
 
 
-def fit_image(image: NDArray[np.uint8], size: int, resize: Resize = "pad_antialias") -> NDArray[np.float32]:
+def fit_image(image: NDArray[np.uint8], size: int, resize: Resize = "pad_antialias") -> Pixels:
     """An image as the model takes it, fitted into a square as the policy's training did it.
 
-    LeRobot samples without antialiasing and does not round; 0.3 pads only above and on the left, 0.4 with -3.
+    openpi rounds to bytes. LeRobot does not, and samples without antialiasing; 0.3 pads only above and on the left, 0.4
+    with -3.
 
     Args:
         image: RGB uint8 [H, W, 3].
@@ -38,13 +41,13 @@ def fit_image(image: NDArray[np.uint8], size: int, resize: Resize = "pad_antiali
         resize: how.
 
     Returns:
-        float32 [size, size, 3] in [-1, 1], but for the margins of ``lerobot_v04``.
+        [size, size, 3]: uint8 for ``pad_antialias``, else float32 in [-1, 1], but for the margins of ``lerobot_v04``.
 
     Raises:
         ObservationError: not an RGB uint8 image.
     """
     if resize == "pad_antialias":
-        return to_model_range(resize_with_pad(image, size))
+        return resize_with_pad(image, size)
     check_image(image)
     top, left, height, width = _inner_box(image, size)
     if resize == "lerobot_v03":
@@ -88,8 +91,3 @@ def _inner_box(image: NDArray[np.uint8], size: int) -> tuple[int, int, int, int]
     ratio = max(width / size, height / size)
     height, width = max(1, int(height / ratio)), max(1, int(width / ratio))
     return (size - height) // 2, (size - width) // 2, height, width
-
-
-def to_model_range(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Map uint8 0..255 to float32 -1..1, any shape."""
-    return image.astype(np.float32) / np.float32(255.0) * np.float32(2.0) - np.float32(1.0)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from pi0_control.errors import ConfigError, ObservationError
 from pi0_control.model.pi0 import ModelInputs
 from pi0_control.policy.config import PolicyConfig
-from pi0_control.policy.images import check_image, fit_image
+from pi0_control.policy.images import Pixels, check_image, fit_image
 from pi0_control.policy.norm_stats import BOUNDS, NormStats, VectorStats
 from pi0_control.policy.tokenizer import Tokenizer, Tokens, clean_prompt
 from pi0_control.policy.units import UNITS
@@ -112,15 +112,17 @@ class PolicyTransforms:
             return self.tokenizer.encode_lerobot_pi0(observation.prompt)
         return self.tokenizer.encode_pi0(observation.prompt)
 
-    def _images(self, observation: Observation) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _images(self, observation: Observation) -> tuple[Pixels, NDArray[np.bool_]]:
         """Images [cameras, 3, S, S] as the model takes them and their mask; masked ones are black."""
         size, names = self.config.model.vision.image_size, list(self.config.cameras.values())
-        images = np.full((len(names), size, size, 3), -1, np.float32)
+        shape = (len(names), size, size, 3)
+        in_bytes = self.config.resize == "pad_antialias"
+        images: Pixels = np.zeros(shape, np.uint8) if in_bytes else np.full(shape, -1, np.float32)
         mask = np.array([name in observation.images for name in names])
         for slot, name in enumerate(names):
             if name is not None and mask[slot]:
                 images[slot] = fit_image(observation.images[name], size, self.config.resize)
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), mask
+        return images.transpose(0, 3, 1, 2).copy(), mask
 
     def _check_parts(self) -> None:
         model = self.config.model
