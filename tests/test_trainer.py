@@ -15,6 +15,7 @@ from tiny_training import MODEL, POLICY, QUICK, ROBOT, demonstrate, draw, lines,
 from pi0_control import cli
 from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
+from pi0_control.model.pi0 import in_model_range
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
@@ -234,6 +235,7 @@ def test_training_inputs_are_those_of_the_policy(parts):
     expected = transforms.inputs(
         [Observation(s, dataset.states[i], dataset.prompt(i)) for s, i in zip(seen, indices, strict=True)]
     )
+    expected = replace(expected, images=in_model_range(expected.images))
     for name, value in vars(expected).items():
         torch.testing.assert_close(getattr(got, name), value, atol=1e-6, rtol=0)
 

@@ -107,7 +107,7 @@ class ModelInputs:
 
 def in_model_range(images: Tensor) -> Tensor:
     """Bytes 0..255 to float32 -1..1, any shape; images that are floats stay as they are."""
-    return images if images.is_floating_point() else images.float() / 255.0 * 2.0 - 1.0
+    return images if images.is_floating_point() else images.float().div_(127.5).sub_(1.0)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pi0_control.errors import DatasetError
 from pi0_control.model import ModelInputs, sample_time
+from pi0_control.model.pi0 import in_model_range
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.train.augment import saturate, turn_and_crop
@@ -81,7 +82,7 @@ class FrameImages:
         seen = torch.from_numpy(np.ascontiguousarray(self._images[indices])).to(device)
         batch, side = len(indices), seen.shape[2]
         images = torch.full((batch, self._num_slots, 3, side, side), -1.0, device=device)
-        images[:, self._used] = seen.permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1.0)
+        images[:, self._used] = in_model_range(seen.permute(0, 1, 4, 2, 3))
         masks = torch.zeros(batch, self._num_slots, dtype=torch.bool, device=device)
         masks[:, self._used] = True
         return images, masks
