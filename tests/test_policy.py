@@ -10,6 +10,7 @@ import pytest
 import torch
 from policy_parts import ARM6, TINY05, make_policy, observe, stats
 from safetensors import SafetensorError
+from torch import nn
 
 from pi0_control.errors import CheckpointError, ConfigError, ObservationError, RobotMismatchError
 from pi0_control.policy import (
@@ -67,6 +68,14 @@ def test_bfloat16_stays_close_to_float32(policy: Pi0Policy) -> None:
     exact = policy.infer(observe(), noise=noise).actions
     rounded = make_policy(policy.config, "bfloat16").infer(observe(), noise=noise).actions
     assert 0 < np.abs(rounded - exact).max() < 0.1
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+@pytest.mark.parametrize(("dtype", "is_packed"), [("float32", False), ("bfloat16", True)])
+def test_a_cpu_multiplies_packed_matrices_in_bfloat16(policy: Pi0Policy, dtype: str, is_packed: bool) -> None:
+    layers = make_policy(policy.config, dtype)._sample.tables.layers
+    assert {isinstance(kernels.qkv, nn.Linear) for kernels in layers.suffix_kernels} == {not is_packed}
+    assert layers.in_parts == is_packed
 
 
 def test_the_state_in_the_prompt_reaches_pi05() -> None:

@@ -84,7 +84,8 @@ class Pi0Policy:
         config: its ``model`` part is the network's configuration.
         norm_stats, tokenizer: as for :class:`PolicyTransforms`.
         device: a torch device such as ``cpu`` or ``cuda``.
-        dtype: ``float32``, ``bfloat16``, or ``float8``: bfloat16 but for the products of the prefix, less exact.
+        dtype: ``float32``, ``bfloat16``, or ``float8``: bfloat16 but for the products of the prefix, less exact. A CPU
+            that multiplies bfloat16 then holds the layers' matrices twice, as they are and as its kernels want them.
         rtc: how it continues the prefix that :meth:`infer` is given; guided if None.
 
     Raises:
@@ -110,8 +111,12 @@ class Pi0Policy:
         self.transforms = PolicyTransforms(config, norm_stats, tokenizer)
         self.device = resolve_device(device)
         self.model = model.cast(_torch_dtype(dtype)).to(self.device).eval()
-        sampler = GraphSampler if self.device.type == "cuda" else FastSampler
-        self._sample = sampler(self.model, config.num_steps, float8=dtype == FLOAT8)
+        steps, float8 = config.num_steps, dtype == FLOAT8
+        self._sample: GraphSampler | FastSampler
+        if self.device.type == "cuda":
+            self._sample = GraphSampler(self.model, steps, float8=float8)
+        else:
+            self._sample = FastSampler(self.model, steps, packs=dtype != "float32", float8=float8)
         self._generator = torch.Generator().manual_seed(0)
 
     @classmethod
