@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pi0_control.bench import peers
-from pi0_control.bench.benchmark import BFLOAT16, ONE_STEP, SPLIT, UNFUSED, benchmark
+from pi0_control.bench.benchmark import BFLOAT16, ONE_STEP, SPLIT, UNFUSED, _compare, benchmark
 from pi0_control.bench.chart import chart
 from pi0_control.bench.measure import Samples, interleave
 from pi0_control.bench.workload import Workload
@@ -58,12 +58,31 @@ def test_contenders_take_turns() -> None:
     assert set(Samples([1.0, 2.0], [1.0, 2.0]).summary()["total_ms"]) == {"min", "median", "p95", "p99"}
 
 
+def test_contenders_are_compared_round_by_round() -> None:
+    actions = torch.zeros(1, 2, 3)
+    ours, other = (
+        Samples([1.0, 2.0, 4.0], [1.0] * 3, actions=actions),
+        Samples([3.0, 4.0, 20.0], [2.0] * 3, actions=actions),
+    )
+    compared = _compare({"ours": ours, "other": other})["other"]
+    assert compared["ratio_of_rounds"] == {"p25": 2.5, "median": 3.0, "p75": 4.0}
+    assert compared["ratio_total_ms"] == 2.0
+    assert compared["ratio_cpu_ms"] == 2.0
+
+
 def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench("mini", calls=2, plain=True, steps=2, out=tmp_path)
     result = json.loads((tmp_path / "bench.json").read_text())
     assert result["runs"]["ours"]["calls"] == 2
     assert set(result["runs"]["ours"]["stages_ms"]) == set(result["achieved"]) == {"vision", "prefill", "denoise"}
-    assert result["against_ours"]["plain"]["difference_max"] < 1e-4
+    against = result["against_ours"]["plain"]
+    assert against["difference_max"] < 1e-4
+    assert (
+        0
+        < against["ratio_of_rounds"]["p25"]
+        <= against["ratio_of_rounds"]["median"]
+        <= against["ratio_of_rounds"]["p75"]
+    )
     assert ElementTree.parse(tmp_path / "bench.svg").getroot().tag.endswith("svg")
     assert chart(result) == (tmp_path / "bench.svg").read_text()
     assert "plain" in capsys.readouterr().out

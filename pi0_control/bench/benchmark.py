@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from pi0_control.bench import peers
-from pi0_control.bench.measure import Call, Samples, VisionClock, float8_flops, interleave, memory_gb, roofline
+from pi0_control.bench.measure import (
+    Call,
+    Samples,
+    VisionClock,
+    float8_flops,
+    interleave,
+    memory_gb,
+    quartiles,
+    roofline,
+)
 from pi0_control.bench.workload import DTYPES, Workload
 from pi0_control.errors import ConfigError
 from pi0_control.model.fast import FastSampler
@@ -165,7 +174,7 @@ def _steps_in_graph(workload: Workload, samples: Mapping[str, Samples]) -> dict[
 
 
 def _compare(samples: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
-    """Each other contender: its times over ours (medians), and the difference of its actions from ours."""
+    """Each other contender: its times over ours, medians and round by round, and what its actions differ from ours."""
     ours = samples["ours"]
     compared = {}
     for name, other in samples.items():
@@ -175,6 +184,7 @@ def _compare(samples: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
         mine, theirs = ours.summary(), other.summary()
         compared[name] = {
             **{f"ratio_{key}": _median(theirs, key) / _median(mine, key) for key in ("total_ms", "cpu_ms")},
+            "ratio_of_rounds": quartiles([b / a for a, b in zip(ours.total_ms, other.total_ms, strict=True)]),
             "difference_max": float(difference.abs().max()),
             "difference_rms": float(difference.square().mean().sqrt()),
             "actions_std": float(ours.actions.std()),

@@ -56,7 +56,15 @@ class Samples:
 
 def percentiles(values: list[float]) -> dict[str, float]:
     """Least, median, 95th and 99th percentile."""
-    names = {"min": 0, "median": 50, "p95": 95, "p99": 99}
+    return _percentiles(values, {"min": 0, "median": 50, "p95": 95, "p99": 99})
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Between which two values the middle half lies, and the median."""
+    return _percentiles(values, {"p25": 25, "median": 50, "p75": 75})
+
+
+def _percentiles(values: list[float], names: Mapping[str, float]) -> dict[str, float]:
     return {name: float(np.percentile(values, percent)) for name, percent in names.items()}
 
 

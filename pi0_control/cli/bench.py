@@ -86,10 +86,10 @@ def _show(result: dict[str, Any]) -> None:
         console.print(f"Kernels of our own: {', '.join(result['fused']) or 'not used'}")
         console.print(f"All denoising steps inside the graph: {result['denoise_in_graph_ms']:.2f} ms")
     for name, against in result["against_ours"].items():
-        ratios = (
-            f"{against['ratio_total_ms']:.2f} times our time, {against['ratio_cpu_ms']:.2f} times the processor time"
-        )
+        rounds = against["ratio_of_rounds"]
+        by_round = f"by round {rounds['median']:.2f}, half of them {rounds['p25']:.2f} to {rounds['p75']:.2f}"
         console.print(
-            f"{name}: {ratios}; actions of std {against['actions_std']:.2g} differ by "
+            f"{name}: {against['ratio_total_ms']:.2f} times our time ({by_round}), {against['ratio_cpu_ms']:.2f} times "
+            f"the processor time; actions of std {against['actions_std']:.2g} differ by "
             f"{against['difference_rms']:.2g} rms, {against['difference_max']:.2g} at most"
         )

@@ -42,10 +42,10 @@ class OperatorLayers:
         cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], packs: bool, float8: bool
     ) -> "OperatorLayers":
         """For a model with its modulations of each layer, and of each step and layer."""
-        config, (first, last) = model.config, (model.prefix_layers, model.suffix_layers)
-        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs, config.prefix_len) for layer in first]
-        of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in last]
-        return cls(model, prefix, suffix, of_prefix, of_suffix, packs and not float8 and all(map(can_pack, first)))
+        lengths, layers = (model.config.prefix_len, model.config.suffix_len), model.prefix_layers
+        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs, lengths[0]) for layer in layers]
+        of_suffix = [_kernels(layer, packs, lengths[1]) for layer in model.suffix_layers]
+        return cls(model, prefix, suffix, of_prefix, of_suffix, packs and not float8 and all(map(can_pack, layers)))
 
     def part_size(self, batch: int, length: int) -> int:
         """How many of so many tokens of the prefix to take at a time."""
@@ -61,23 +61,26 @@ class OperatorLayers:
                 [B, S, kv_heads, head_dim].
             buffers: to be filled.
         """
-        starts = list(accumulate((part.shape[1] for part in parts), initial=0))
+        *starts, length = accumulate((part.shape[1] for part in parts), initial=0)
         for index, layer in enumerate(self.model.prefix_layers):
             kernels, pair = self.prefix_kernels[index], self.prefix[index]
             queries = [
                 _queries(layer, kernels, pair[0], part, start, rope, buffers, index)
-                for part, start in zip(parts, starts, strict=False)
+                for part, start in zip(parts, starts, strict=True)
             ]
             if index + 1 == len(buffers):
                 return
-            keys, values = buffers[index, :, :, : starts[-1]]
+            keys, values = buffers[index, :, :, :length]
             attended = (attend(q, keys, values) for attend, q in zip(attends, queries, strict=True))
             parts = [_finish(kernels, pair, part, each) for part, each in zip(parts, attended, strict=True)]
 
     def run_suffix(
         self, x: Tensor, step: int, rope: Rope, attend: Attend, buffers: Tensor, start: int, known: Tensor | None
     ) -> Tensor:
-        """A step's tokens x [B, T, width] at place ``start`` through all layers; those in ``known`` [B, T, 1] are."""
+        """A step's tokens x [B, T, width] at place ``start`` through all layers; -> [B, T, width].
+
+        ``known``, bool [B, T, 1], marks those of actions that are decided already.
+        """
         for index, layer in enumerate(self.model.suffix_layers):
             pair = self.suffix[step][index]
             if known is not None:
@@ -88,10 +91,6 @@ class OperatorLayers:
             keys, values = buffers[index, :, :, : start + x.shape[1]]
             x = _finish(kernels, pair, x, attend(queries, keys, values))
         return x
-
-
-def _kernels(layer: GemmaLayer, packs: bool, tokens: int) -> Kernels:
-    return pack(layer, tokens) if packs and can_pack(layer) else kernels_of(layer)
 
 
 def select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulation:
@@ -108,6 +107,10 @@ def attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, keys, values = rows[0], keys[0], values[0]
     weights = torch.softmax(rows @ keys.mT, dim=-1)  # in float32 inside; rows are [.., T * heads, head_dim]
     return (weights @ values).view(*q.shape[:2], -1)
+
+
+def _kernels(layer: GemmaLayer, packs: bool, tokens: int) -> Kernels:
+    return pack(layer, tokens) if packs and can_pack(layer) else kernels_of(layer)
 
 
 def _queries(
