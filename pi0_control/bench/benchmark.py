@@ -173,10 +173,10 @@ def _steps_in_graph(workload: Workload, samples: Mapping[str, Samples]) -> dict[
     return {"denoise_in_graph_ms": (totals[0] - totals[1]) * workload.steps / (workload.steps - 1)}
 
 
-def _compare(samples: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
+def _compare(samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
     """Each other contender: its times over ours, medians and round by round, and what its actions differ from ours."""
     ours = samples["ours"]
-    compared = {}
+    compared: dict[str, dict[str, Any]] = {}
     for name, other in samples.items():
         if name in ("ours", ONE_STEP) or other.actions is None or ours.actions is None:
             continue
