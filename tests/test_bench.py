@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pi0_control.bench import peers
-from pi0_control.bench.benchmark import BFLOAT16, ONE_STEP, SPLIT, UNFUSED, _compare, benchmark
+from pi0_control.bench.benchmark import BFLOAT16, ONE_STEP, SPLIT, UNFUSED, _compare, _processor_name, benchmark
 from pi0_control.bench.chart import chart
 from pi0_control.bench.measure import Samples, interleave
 from pi0_control.bench.workload import Workload
@@ -86,6 +86,13 @@ def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.Captur
     assert ElementTree.parse(tmp_path / "bench.svg").getroot().tag.endswith("svg")
     assert chart(result) == (tmp_path / "bench.svg").read_text()
     assert "plain" in capsys.readouterr().out
+
+
+def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pi0_control.bench.benchmark.CPU_INFO", tmp_path / "cpuinfo")
+    assert _processor_name()
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some Processor @ 3.0 GHz\n")
+    assert _processor_name() == "Some Processor @ 3.0 GHz"
 
 
 @pytest.mark.parametrize("has_graphs", [False, True])

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ SPLIT = "ours, launched one by one"  # where a graph leaves no stages to time
 ONE_STEP = "ours, one step"  # what it lacks of ours are the other steps
 UNFUSED = "ours, PyTorch's kernels only"
 BFLOAT16 = "ours, bfloat16"  # what float8 is compared with
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @torch.no_grad()
@@ -138,14 +140,23 @@ def _peer(name: str, model: Pi0, workload: Workload, inputs: ModelInputs, noise:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": str(device),
-        "name": name,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
     }
+
+
+def _processor_name() -> str:
+    """What it is sold as, where the system says so."""
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _achieved(workload: Workload, ours: Samples, limits: Mapping[str, float]) -> dict[str, dict[str, float]]:
