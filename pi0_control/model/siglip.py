@@ -95,4 +95,5 @@ class Siglip(nn.Module):
         parts = list(x.split(1)) if kernels else [x]
         for block, own in zip(self.blocks, products, strict=True):
             parts = [run_layer(self.gradient_checkpointing, block, part, self.attention, own) for part in parts]
-        return self.head(_normed(self.norm, torch.cat(parts)))
+        x = torch.cat(parts) if kernels else parts[0]
+        return self.head(_normed(self.norm, x))
