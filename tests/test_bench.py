@@ -88,6 +88,14 @@ def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.Captur
     assert "plain" in capsys.readouterr().out
 
 
+def test_the_limits_are_the_best_of_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = [{"flops": 1e9, "bytes_per_s": 4e9}, {"flops": 3e9, "bytes_per_s": 2e9}]
+    monkeypatch.setattr("pi0_control.bench.benchmark.roofline", lambda device, dtype: measured.pop(0))
+    result = benchmark(Workload("mini", steps=1), 1)
+    assert [result["machine"]["flops"], result["machine"]["bytes_per_s"]] == [3e9, 4e9]
+    assert not measured
+
+
 def test_the_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pi0_control.bench.benchmark.CPU_INFO", tmp_path / "cpuinfo")
     assert _processor_name()
