@@ -60,10 +60,8 @@ def test_contenders_take_turns() -> None:
 
 def test_contenders_are_compared_round_by_round() -> None:
     actions = torch.zeros(1, 2, 3)
-    ours, other = (
-        Samples([1.0, 2.0, 4.0], [1.0] * 3, actions=actions),
-        Samples([3.0, 4.0, 20.0], [2.0] * 3, actions=actions),
-    )
+    ours = Samples([1.0, 2.0, 4.0], [1.0] * 3, actions=actions)
+    other = Samples([3.0, 4.0, 20.0], [2.0] * 3, actions=actions)
     compared = _compare({"ours": ours, "other": other})["other"]
     assert compared["ratio_of_rounds"] == {"p25": 2.5, "median": 3.0, "p75": 4.0}
     assert compared["ratio_total_ms"] == 2.0
@@ -77,12 +75,8 @@ def test_a_benchmark_is_json_and_a_picture(tmp_path: Path, capsys: pytest.Captur
     assert set(result["runs"]["ours"]["stages_ms"]) == set(result["achieved"]) == {"vision", "prefill", "denoise"}
     against = result["against_ours"]["plain"]
     assert against["difference_max"] < 1e-4
-    assert (
-        0
-        < against["ratio_of_rounds"]["p25"]
-        <= against["ratio_of_rounds"]["median"]
-        <= against["ratio_of_rounds"]["p75"]
-    )
+    rounds = against["ratio_of_rounds"]
+    assert 0 < rounds["p25"] <= rounds["median"] <= rounds["p75"]
     assert ElementTree.parse(tmp_path / "bench.svg").getroot().tag.endswith("svg")
     assert chart(result) == (tmp_path / "bench.svg").read_text()
     assert "plain" in capsys.readouterr().out

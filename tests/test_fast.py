@@ -11,7 +11,8 @@ from tiny_model import SWITCHES, TINY, TINY_PI05, make_flow, make_inputs, make_m
 from pi0_control.model import packed
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
-from pi0_control.model.packed import part_size
+from pi0_control.model.gemma import GemmaLayer
+from pi0_control.model.packed import pack, part_size
 from pi0_control.model.pi0 import ModelInputs
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import sample_actions
@@ -110,6 +111,12 @@ def test_a_packed_prefix_goes_through_its_layers_in_parts(
     torch.testing.assert_close(sampler(inputs, noise), whole, atol=0.03, rtol=0.03)
     assert len(rows) > 1
     assert sum(rows) == inputs.trimmed().tokens.shape[1] + inputs.trimmed().image_masks.shape[1] * 4
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+def test_a_packed_mlp_is_that_of_its_layer() -> None:
+    layer, y = GemmaLayer(TINY, suffix=False).bfloat16(), torch.randn(2, 7, TINY.prefix_width).bfloat16()
+    torch.testing.assert_close(pack(layer, 7).mlp(y), layer.mlp(y), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 828), (1, 968), (1, 816), (1, 7), (3, 260), (300, 20)])

@@ -35,6 +35,14 @@ def test_inputs_are_in_model_space(policy: Pi0Policy) -> None:
     np.testing.assert_allclose(inputs.state[0, :7], stats().state.normalize(observe(0).state, "z_score"), rtol=1e-6)
 
 
+def test_images_that_training_did_not_round_stay_floats(policy: Pi0Policy) -> None:
+    config = dataclasses.replace(policy.config, resize="lerobot_v05")
+    images = make_policy(config).transforms.inputs([observe(0)]).images
+    assert images.dtype == torch.float32
+    assert images[:, :, :, 0].eq(-1).all()  # black as well
+    assert images.abs().max() <= 1
+
+
 @pytest.mark.parametrize("action_space", ["joint_delta", "joint_absolute"])
 @pytest.mark.parametrize("norm", ["z_score", "quantile"])
 def test_actions_invert_targets(action_space: Any, norm: str) -> None:

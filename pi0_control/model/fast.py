@@ -97,7 +97,7 @@ def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], float8: boo
 
 def _vision_kernels(model: Pi0) -> list[Kernels] | None:
     blocks = cast(Sequence[SiglipBlock], model.vision.blocks)
-    tokens = model.config.num_cameras * model.config.vision.num_tokens
+    tokens = model.config.vision.num_tokens
     return [pack_block(block, tokens) for block in blocks] if all(map(can_pack, blocks)) else None
 
 

@@ -42,9 +42,10 @@ class OperatorLayers:
         cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], packs: bool, float8: bool
     ) -> "OperatorLayers":
         """For a model with its modulations of each layer, and of each step and layer."""
-        lengths, layers = (model.config.prefix_len, model.config.suffix_len), model.prefix_layers
-        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs, lengths[0]) for layer in layers]
-        of_suffix = [_kernels(layer, packs, lengths[1]) for layer in model.suffix_layers]
+        config, layers = model.config, model.prefix_layers
+        part = part_size(1, config.prefix_len)
+        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs, part) for layer in layers]
+        of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in model.suffix_layers]
         return cls(model, prefix, suffix, of_prefix, of_suffix, packs and not float8 and all(map(can_pack, layers)))
 
     def part_size(self, batch: int, length: int) -> int:

@@ -64,7 +64,7 @@ def pack(layer: GemmaLayer, tokens: int) -> Kernels:
 
 @torch.no_grad()
 def pack_block(block: SiglipBlock, tokens: int) -> Kernels:
-    """The same of a block of the image encoder, for about so many tokens of all images."""
+    """The same of a block of the image encoder, for about so many tokens of an image."""
     qkv, out, fc2 = (_product(matrix, tokens) for matrix in (block.qkv, block.out, block.fc2))
     fc1 = _product(block.fc1, tokens, "gelu", "tanh")
     return Kernels(qkv, out, lambda y: fc2(fc1(y)))
