@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ScalingType
 
 from pi0_control.errors import ConfigError
-from pi0_control.model.gemma import GemmaLayer, gated_mlp
+from pi0_control.model.gemma import GemmaLayer, gated
 from pi0_control.model.packed import Kernels
 from pi0_control.model.pi0 import Pi0
 
@@ -64,7 +64,7 @@ class Float8Matrix:
 def float8_kernels(layer: GemmaLayer) -> Kernels:
     """The products of a layer."""
     qkv, out, gate_up, down = map(Float8Matrix, layer.matrices)
-    return Kernels(qkv, out, lambda y: gated_mlp(y, gate_up, down))
+    return Kernels(qkv, out, lambda y: gated(gate_up(y)), down)
 
 
 def check_float8(model: Pi0) -> None:

@@ -1,6 +1,5 @@
 """The Gemma block both experts are made of: RMS norms (plain, adaptive, bounded), shared attention, gated MLP."""
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -120,10 +119,10 @@ def add_gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
     return x + branch if gate is None else x + branch * gate.to(x.dtype)
 
 
-def gated_mlp(y: Tensor, gate_up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor]) -> Tensor:
-    """``down(gelu(gate) * up)`` with gate and up side by side in one product, [B, T, width] -> [B, T, width]."""
-    gate, up = gate_up(y).chunk(2, dim=-1)
-    return down(F.gelu(gate, approximate="tanh") * up)
+def gated(gate_up: Tensor) -> Tensor:
+    """``gelu(gate) * up`` of both side by side, [B, T, 2 * hidden] -> [B, T, hidden]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 class GemmaLayer(nn.Module):
@@ -175,16 +174,16 @@ class GemmaLayer(nn.Module):
         """Second half: output projection, residual, MLP. attended [B, T, heads * head_dim] -> [B, T, width]."""
         x = add_gated(x, self.out(attended), gate)
         y, gate = self.norm2(x, cond)
-        return add_gated(x, self.mlp(y), self._gate("mlp_scale", gate, cond))
+        return add_gated(x, self.down(self.hidden(y)), self._gate("mlp_scale", gate, cond))
 
     @property
     def matrices(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
         """Those that every token is multiplied by: qkv, out, gate_up, down."""
         return self.qkv, self.out, self.gate_up, self.down
 
-    def mlp(self, y: Tensor) -> Tensor:
-        """The gated MLP, [B, T, width] -> [B, T, width]."""
-        return gated_mlp(y, self.gate_up, self.down)
+    def hidden(self, y: Tensor) -> Tensor:
+        """The first half of the MLP, [B, T, width] -> [B, T, mlp_dim]."""
+        return gated(self.gate_up(y))
 
     def _gate(self, scale: str, from_norm: Tensor | None, cond: Tensor | None) -> Tensor | None:
         if self.residual_gate == "layerscale":

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from pi0_control.model.crew import Part, Stop, run_parts
 from pi0_control.model.float8 import float8_kernels
 from pi0_control.model.gemma import GemmaLayer, Modulation
 from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, part_size
@@ -63,17 +64,30 @@ class OperatorLayers:
             buffers: to be filled.
         """
         *starts, length = accumulate((part.shape[1] for part in parts), initial=0)
-        for index, layer in enumerate(self.model.prefix_layers):
-            kernels, pair = self.prefix_kernels[index], self.prefix[index]
-            queries = [
-                _queries(layer, kernels, pair[0], part, start, rope, buffers, index)
-                for part, start in zip(parts, starts, strict=True)
+        known = buffers[:, :, :, :length]
+        run_parts(
+            [
+                self._run_part(part, start, rope, attend, known)
+                for part, start, attend in zip(parts, starts, attends, strict=True)
             ]
+        )
+
+    def _run_part(self, x: Tensor, start: int, rope: Rope, attend: Attend, buffers: Tensor) -> Part[None]:
+        """Tokens x [B, T, width] of the prefix at place ``start``; the buffers have places for all of the prefix."""
+        for index, layer in enumerate(self.model.prefix_layers):
+            kernels, (first, second) = self.prefix_kernels[index], self.prefix[index]
+            queries = _queries(layer, kernels, first, x, start, rope, buffers, index)
             if index + 1 == len(buffers):
                 return
-            keys, values = buffers[index, :, :, :length]
-            attended = (attend(q, keys, values) for attend, q in zip(attends, queries, strict=True))
-            parts = [_finish(kernels, pair, part, each) for part, each in zip(parts, attended, strict=True)]
+            yield Stop.MEET  # keys and values of all parts are there
+            keys, values = buffers[index]
+            x = _add_gated(x, kernels.out(attend(queries, keys, values)), first.gate)
+            y = second.apply(x)
+            yield Stop.PASS
+            y = kernels.hidden(y)
+            yield Stop.PASS
+            y = kernels.down(y)  # nothing holds on to the wide tensor
+            x = _add_gated(x, y, second.gate)
 
     def run_suffix(
         self, x: Tensor, step: int, rope: Rope, attend: Attend, buffers: Tensor, start: int, known: Tensor | None
@@ -90,7 +104,8 @@ class OperatorLayers:
             kernels = self.suffix_kernels[index]
             queries = _queries(layer, kernels, pair[0], x, start, rope, buffers, index)
             keys, values = buffers[index, :, :, : start + x.shape[1]]
-            x = _finish(kernels, pair, x, attend(queries, keys, values))
+            x = _add_gated(x, kernels.out(attend(queries, keys, values)), pair[0].gate)
+            x = _add_gated(x, kernels.down(kernels.hidden(pair[1].apply(x))), pair[1].gate)
         return x
 
 
@@ -134,13 +149,6 @@ def _queries(
     buffers[index, 0, :, start:stop] = qk[:, :, heads:]
     buffers[index, 1, :, start:stop] = v
     return qk[:, :, :heads]
-
-
-def _finish(kernels: Kernels, pair: Pair, x: Tensor, attended: Tensor) -> Tensor:
-    """Second half: attended [B, T, heads * head_dim] into the stream x [B, T, width], and the MLP."""
-    first, second = pair
-    x = _add_gated(x, kernels.out(attended), first.gate)
-    return _add_gated(x, kernels.mlp(second.apply(x)), second.gate)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,25 +11,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pi0_control.model.crew import parts_wanted
 from pi0_control.model.gemma import GemmaLayer
 from pi0_control.model.siglip import SiglipBlock
 
 Product = Callable[[Tensor], Tensor]
-PART, TILE = 256, 16  # tokens of a product at most, and what they are a multiple of where they can be
+LEAST, PART = 96, 256  # tokens of a product if a prefix goes in parts
+TILE = 16  # what they are a multiple of where they can be
 _linear = torch.ops.mkldnn._linear_pointwise
 
 
 class Kernels(NamedTuple):
-    """The three products of a layer, each [B, T, in] -> [B, T, out] in the layer's dtype."""
+    """The products of a layer, each [B, T, in] -> [B, T, out] in the layer's dtype; the MLP is ``down(hidden(y))``."""
 
     qkv: Product
     out: Product
-    mlp: Product
+    hidden: Product
+    down: Product
 
 
-def kernels_of(layer: GemmaLayer | SiglipBlock) -> Kernels:
+def kernels_of(layer: GemmaLayer) -> Kernels:
     """The layer's own."""
-    return Kernels(layer.qkv, layer.out, layer.mlp)
+    return Kernels(layer.qkv, layer.out, layer.hidden, layer.down)
 
 
 def can_pack(layer: GemmaLayer | SiglipBlock) -> bool:
@@ -44,8 +47,9 @@ def part_size(batch: int, length: int) -> int:
     """How many of ``length`` tokens in each of ``batch`` rows to multiply at a time: whole tiles, all parts alike.
 
     What a part makes on its way through a layer stays in the caches, and is small enough for the allocator to keep.
+    Where it does not make parts too small, there are enough of them for all threads.
     """
-    parts = math.ceil(batch * length / PART)
+    parts = max(math.ceil(batch * length / PART), parts_wanted(batch * length, LEAST))
     return TILE * math.ceil(length / parts / TILE)
 
 
@@ -55,19 +59,17 @@ def pack(layer: GemmaLayer, tokens: int) -> Kernels:
     qkv, out, down = (_product(matrix, tokens) for matrix in (layer.qkv, layer.out, layer.down))
     gate, up = (_packed(half.contiguous(), tokens) for half in layer.gate_up.weight.chunk(2))
 
-    def mlp(y: Tensor) -> Tensor:
-        gated = _linear(y, gate, None, "gelu", [], "tanh")
-        return down(_linear.binary(y, gated, up, None, "mul"))
+    def hidden(y: Tensor) -> Tensor:
+        return _linear.binary(y, _linear(y, gate, None, "gelu", [], "tanh"), up, None, "mul")
 
-    return Kernels(qkv, out, mlp)
+    return Kernels(qkv, out, hidden, down)
 
 
 @torch.no_grad()
 def pack_block(block: SiglipBlock, tokens: int) -> Kernels:
     """The same of a block of the image encoder, for about so many tokens of an image."""
     qkv, out, fc2 = (_product(matrix, tokens) for matrix in (block.qkv, block.out, block.fc2))
-    fc1 = _product(block.fc1, tokens, "gelu", "tanh")
-    return Kernels(qkv, out, lambda y: fc2(fc1(y)))
+    return Kernels(qkv, out, _product(block.fc1, tokens, "gelu", "tanh"), fc2)
 
 
 def _packed(weight: Tensor, tokens: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pi0_control.model.attention import Attention, Backend
 from pi0_control.model.config import SiglipConfig
+from pi0_control.model.crew import Part, Stop, are_enough, run_parts
 from pi0_control.model.recompute import run_layer
 
 if TYPE_CHECKING:
@@ -49,16 +50,16 @@ class SiglipBlock(nn.Module):
         """Those that every token is multiplied by: qkv, out, fc1, fc2."""
         return self.qkv, self.out, self.fc1, self.fc2
 
-    def mlp(self, y: Tensor) -> Tensor:
-        """The MLP, [B, tokens, width] -> [B, tokens, width]."""
-        return self.fc2(F.gelu(self.fc1(y), approximate="tanh"))
+    def hidden(self, y: Tensor) -> Tensor:
+        """The first half of the MLP, [B, tokens, width] -> [B, tokens, mlp_dim]."""
+        return F.gelu(self.fc1(y), approximate="tanh")
 
     def forward(self, x: Tensor, attention: Attention, kernels: "Kernels | None" = None) -> Tensor:
         """x [B, tokens, width] -> the same shape, both float32; ``kernels`` stand in for the block's own products."""
-        qkv, out, mlp = kernels or (self.qkv, self.out, self.mlp)
+        qkv, out, hidden, down = kernels or (self.qkv, self.out, self.hidden, self.fc2)
         q, k, v = qkv(_normed(self.norm1, x)).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         x = x + out(attention(q, k, v))
-        return x + mlp(_normed(self.norm2, x))
+        return x + down(hidden(_normed(self.norm2, x)))
 
 
 def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -87,13 +88,21 @@ class Siglip(nn.Module):
     def forward(self, images: Tensor, kernels: "Sequence[Kernels] | None" = None) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled.
 
-        ``kernels``, of each block, stand in for its own products, on the tokens of one image at a time.
+        ``kernels``, of each block, stand in for its own products, without a gradient.
         """
         x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
         x = (x + self.position).float()
-        products: Sequence[Kernels | None] = kernels or [None] * len(self.blocks)
-        parts = list(x.split(1)) if kernels else [x]
-        for block, own in zip(self.blocks, products, strict=True):
-            parts = [run_layer(self.gradient_checkpointing, block, part, self.attention, own) for part in parts]
-        x = torch.cat(parts) if kernels else parts[0]
+        if kernels:
+            images = x.split(1 if are_enough(len(x)) else len(x))
+            x = torch.cat(run_parts([self._run_part(each, kernels) for each in images]))
+        else:
+            for block in self.blocks:
+                x = run_layer(self.gradient_checkpointing, block, x, self.attention)
         return self.head(_normed(self.norm, x))
+
+    def _run_part(self, x: Tensor, kernels: "Sequence[Kernels]") -> Part[Tensor]:
+        """Some images through all blocks, [images, tokens, width] -> the same shape."""
+        for block, own in zip(self.blocks, kernels, strict=True):
+            x = block(x, self.attention, own)
+            yield Stop.PASS
+        return x
