@@ -1,6 +1,7 @@
 """The fast path has the numbers of the plain one, whatever is switched on."""
 
 from dataclasses import replace
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -98,19 +99,31 @@ def test_packed_matrices_are_no_less_exact(name: str) -> None:
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
 @pytest.mark.parametrize("inputs_of", [lambda x: x, without_padding, padded], ids=["ragged", "full", "padded"])
 @pytest.mark.parametrize("config", [TINY, TINY_PI05])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("one_thread")
 def test_a_packed_prefix_goes_through_its_layers_in_parts(
-    config: Pi0Config, inputs_of: Any, monkeypatch: pytest.MonkeyPatch
+    threads: int, config: Pi0Config, inputs_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, inputs = make_model(config).cast(torch.bfloat16), inputs_of(make_inputs(config))
     noise, sampler = make_flow(config, inputs.batch_size)[1], FastSampler(model, 3, packs=True)
-    whole, rows = sampler(inputs, noise), []
-    monkeypatch.setattr(packed, "PART", 6)
-    monkeypatch.setattr(packed, "TILE", 2)
+    whole, rows, by = sampler(inputs, noise), [], set()
+    for name, value in {"LEAST": 2, "PART": 6, "TILE": 2}.items():
+        monkeypatch.setattr(packed, name, value)
+
+    def qkv(y: torch.Tensor) -> torch.Tensor:
+        rows.append(y.shape[1])
+        by.add(current_thread() is main_thread())
+        return first.qkv(y)
+
     kernels = sampler.tables.layers.prefix_kernels
-    first, kernels[0] = kernels[0], kernels[0]._replace(qkv=lambda y: rows.append(y.shape[1]) or first.qkv(y))
-    torch.testing.assert_close(sampler(inputs, noise), whole, atol=0.03, rtol=0.03)
+    first, kernels[0] = kernels[0], kernels[0]._replace(qkv=qkv)
+    torch.set_num_threads(threads)
+    in_parts = sampler(inputs, noise)
+    torch.testing.assert_close(in_parts, whole, atol=0.03, rtol=0.03)
     assert len(rows) > 1
     assert sum(rows) == inputs.trimmed().tokens.shape[1] + inputs.trimmed().image_masks.shape[1] * 4
+    assert by == {threads == 1}  # otherwise none by the calling thread
+    assert torch.equal(sampler(inputs, noise), in_parts)
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")

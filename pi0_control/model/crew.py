@@ -79,7 +79,7 @@ class _Crew:
     """Threads, each of which computes PyTorch's operators alone."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, "pi0-crew", torch.set_num_threads, (1,))
+        self._pool = ThreadPoolExecutor(threads, "pi0-crew", _compute_alone)
         all_there = Barrier(threads)
         wait([self._pool.submit(all_there.wait) for _ in range(threads)])
         torch.set_num_threads(threads)  # of all other threads again
@@ -91,7 +91,7 @@ class _Crew:
         running: dict[Future[_Step], int] = {}
 
         def send(index: int) -> None:
-            running[self._pool.submit(_alone, parts[index], is_inference)] = index
+            running[self._pool.submit(_take_part, parts[index], is_inference)] = index
 
         meeting: list[int] = list(range(len(parts)))
         try:
@@ -113,7 +113,13 @@ class _Crew:
         return cast(list[Result], results)
 
 
-def _alone(part: Part[Result], is_inference: bool) -> _Step:
+def _compute_alone() -> None:
+    """From now on, this thread shares its operators with no other."""
+    torch.get_num_threads()  # a thread takes PyTorch's number when it is first asked, even after it was given its own
+    torch.set_num_threads(1)
+
+
+def _take_part(part: Part[Result], is_inference: bool) -> _Step:
     """In a thread of the crew, which knows nothing of its caller's modes."""
     with torch.inference_mode() if is_inference else torch.no_grad():
         return _go_on(part)

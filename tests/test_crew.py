@@ -1,0 +1,100 @@
+from collections.abc import Callable, Iterator
+from threading import Event, Thread
+
+import pytest
+import torch
+
+from pi0_control.model.crew import Part, Stop, are_enough, parts_wanted, run_parts
+
+
+@pytest.fixture(params=[1, 2, 3], ids="{} threads".format, autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def simple(compute: Callable[[], object]) -> Part[object]:
+    yield Stop.PASS
+    return compute()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_results_come_in_the_order_of_the_parts(count: int) -> None:
+    assert run_parts([simple(lambda index=index: index) for index in range(count)]) == list(range(count))
+
+
+def test_parts_wait_for_one_another_where_they_meet() -> None:
+    came: list[tuple[str, int]] = []
+
+    def part(name: str, meetings: int) -> Part[list[int]]:
+        seen = []
+        for meeting in range(meetings):
+            came.append((name, meeting))
+            yield Stop.PASS
+            yield Stop.MEET
+            seen.append(sum(which == meeting for _, which in came))
+        return seen
+
+    four = [part(name, 3) for name in "abcd"]
+    assert run_parts([*four, part("short", 1)]) == [[5, 4, 4]] * 4 + [[5]]
+
+
+def test_a_slow_part_holds_up_none_but_itself(threads: int) -> None:
+    last_is_done = Event()
+
+    def slow() -> bool:
+        return last_is_done.wait(timeout=60 if threads > 1 else 0)
+
+    others = [simple(lambda: None) for _ in range(7)]
+    assert run_parts([simple(slow), *others, simple(last_is_done.set)])[0] == (threads > 1)
+
+
+def test_every_thread_computes_alone_and_others_as_before(threads: int) -> None:
+    inside = run_parts([simple(torch.get_num_threads) for _ in range(threads)])
+    assert inside == [1] * threads
+    outside = []
+    thread = Thread(target=lambda: outside.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *outside] == [threads, threads]
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_parts_have_no_gradient_and_may_write_into_what_the_caller_made(mode: Callable[[], object]) -> None:
+    with mode():  # type: ignore[attr-defined]
+        buffer = torch.zeros(4)
+
+        def write(index: int) -> bool:
+            buffer[index] = index
+            return torch.is_grad_enabled()
+
+        assert not any(run_parts([simple(lambda index=index: write(index)) for index in range(4)]))
+    assert buffer.tolist() == [0, 1, 2, 3]
+
+
+def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
+    at_work: set[int] = set()
+
+    def part(index: int) -> Part[None]:
+        for turn in range(5):
+            at_work.add(index)
+            torch.ones(100, 100) @ torch.ones(100, 100)
+            if (index, turn) == (1, 2):
+                at_work.discard(index)
+                raise ValueError("part 1 broke")
+            at_work.discard(index)
+            yield Stop.PASS
+
+    with pytest.raises(ValueError, match="part 1 broke"):
+        run_parts([part(index) for index in range(4)])
+    assert not at_work
+    assert run_parts([simple(lambda: "fine")] * 1) == ["fine"]
+
+
+def test_there_are_two_parts_for_each_thread_unless_they_get_too_small(threads: int) -> None:
+    assert parts_wanted(rows=2 * threads * 96, least=96) == 2 * threads
+    assert parts_wanted(rows=2 * threads * 96 - 1, least=96) == 1
+    assert are_enough(3) == (threads > 1)
+    assert are_enough(2) == (threads == 2)
