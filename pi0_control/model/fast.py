@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pi0_control.model.attention import Attention, attention_mask, positions_of, rope_table, suffix_mask, with_self
 from pi0_control.model.float8 import check_float8
 from pi0_control.model.gemma import Modulation
-from pi0_control.model.layers import Attend, OperatorLayers, Pair, Rope, attend_to_one_head, select
+from pi0_control.model.layers import Attend, OperatorLayers, Pair, Rope, attend_to_one_head, normed, select
 from pi0_control.model.packed import Kernels, can_pack, pack_block
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.rtc import Guidance
@@ -254,7 +254,7 @@ class FastSampler:
             attend = encoded.attend_actions if state is None else encoded.attend_all
             x = tables.layers.run_suffix(x, step, encoded.rope, attend, encoded.buffers, start, mask)
         last = tables.last[step] if mask is None else select(mask, tables.last[-1], tables.last[step])
-        hidden = last.apply(x)[:, -model.config.action_horizon :]
+        hidden = normed(last, x)[:, -model.config.action_horizon :]
         return model.action_out_proj(hidden.to(model.action_out_proj.weight.dtype)).float()
 
     def _embed_actions(self, tables: Tables, x_t: Tensor, step: int, known: Known | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pi0_control.model.crew import Part, Stop, run_parts
 from pi0_control.model.float8 import float8_kernels
-from pi0_control.model.gemma import GemmaLayer, Modulation
+from pi0_control.model.gemma import RMS_NORM_EPS, GemmaLayer, Modulation
 from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, part_size
 from pi0_control.model.pi0 import Pi0
 
@@ -82,7 +82,7 @@ class OperatorLayers:
             yield Stop.MEET  # keys and values of all parts are there
             keys, values = buffers[index]
             x = _add_gated(x, kernels.out(attend(queries, keys, values)), first.gate)
-            y = second.apply(x)
+            y = normed(second, x)
             yield Stop.PASS
             y = kernels.hidden(y)
             yield Stop.PASS
@@ -105,7 +105,7 @@ class OperatorLayers:
             queries = _queries(layer, kernels, pair[0], x, start, rope, buffers, index)
             keys, values = buffers[index, :, :, : start + x.shape[1]]
             x = _add_gated(x, kernels.out(attend(queries, keys, values)), pair[0].gate)
-            x = _add_gated(x, kernels.down(kernels.hidden(pair[1].apply(x))), pair[1].gate)
+            x = _add_gated(x, kernels.down(kernels.hidden(normed(pair[1], x))), pair[1].gate)
         return x
 
 
@@ -114,6 +114,18 @@ def select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulation
     pairs = zip(where, elsewhere, strict=True)
     scale, shift, gate = (None if a is None or b is None else torch.where(mask, a, b) for a, b in pairs)
     return Modulation(cast(Tensor, scale), shift, gate)
+
+
+def normed(norm: Modulation, x: Tensor) -> Tensor:
+    """:meth:`Modulation.apply` without a gradient: on a CPU, five operators, which make little, instead of nine."""
+    if x.device.type != "cpu":
+        return norm.apply(x)
+    wide = x.float()
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    one_over_rms = torch.addcmul(torch.full((), RMS_NORM_EPS), size, size, value=1 / x.shape[-1]).rsqrt_()
+    y = wide * one_over_rms if wide is x else wide.mul_(one_over_rms)
+    y = y.mul_(norm.scale) if norm.shift is None else torch.addcmul(norm.shift, y, norm.scale)
+    return y.to(x.dtype)
 
 
 def attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -141,7 +153,7 @@ def _queries(
 ) -> Tensor:
     """First half of a layer for x [B, T, width] at place ``start``: keys and values into the buffers, and queries."""
     heads, kv_heads, stop = layer.num_heads, layer.num_kv_heads, start + x.shape[1]
-    y = norm.apply(x)
+    y = normed(norm, x)
     qk, v = kernels.qkv(y).unflatten(-1, (-1, layer.head_dim)).split([heads + kv_heads, kv_heads], dim=-2)
     if layer.value_residual != "none":
         v = layer.mix_values(y, v, buffers[0, 1, :, start:stop])
