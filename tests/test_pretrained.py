@@ -345,3 +345,18 @@ def test_a_policy_is_loaded_by_what_the_command_line_calls_it(openpi: Path) -> N
     assert isinstance(loaded, Pi0Policy)
     assert loaded.model.embedding.weight.dtype == torch.bfloat16
     assert PolicyConfig.from_dict(loaded.config.to_dict()) == loaded.config
+
+
+def test_a_small_network_has_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(3)
+    load_policy("hold")
+    assert torch.get_num_threads() == 3
+    load_policy("mini")
+    assert torch.get_num_threads() == 1
+    load_policy("mini", threads=2)
+    assert torch.get_num_threads() == 2
+    monkeypatch.setattr("pi0_control.policy.policy.SMALL", 1e6)
+    load_policy("mini")
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ConfigError, match="threads is -1; expected 1 or more, or 0"):
+        load_policy("mini", threads=-1)

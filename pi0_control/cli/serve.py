@@ -34,6 +34,7 @@ class ServeOptions:
         prompt: the instruction where an observation has none.
         device: where the policy is computed, such as cpu or cuda.
         dtype: what it is computed in; float8 is bfloat16 but for the products of the prefix (docs/performance.md).
+        threads: of the CPU; 0 for one if the network is small, such as mini, and else as many as there are cores.
         rtc: how chunks under way are continued where a client sends one.
         tls_cert: certificate in PEM; clients connect to wss:// then.
         tls_key: its key, where it is not in the same file.
@@ -53,6 +54,7 @@ class ServeOptions:
     prompt: str = ""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float8"] = "float32"
+    threads: int = 0
     rtc: Literal["guided", "trained"] = "guided"
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -93,7 +95,7 @@ def _policy(options: ServeOptions) -> "Policy":
     from pi0_control.robot import RobotSpec
 
     robot = RobotSpec.from_yaml(options.robot) if options.robot else None
-    known = (options.policy_config, options.asset, options.tokenizer)
+    known = (options.policy_config, options.asset, options.tokenizer, options.threads)
     return load_policy(options.policy, robot, options.device, options.dtype, RtcConfig(options.rtc), *known)
 
 

@@ -29,6 +29,7 @@ from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
 FLOAT8 = "float8"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, FLOAT8: torch.bfloat16}  # of the weights
+SMALL = 100e6  # parameters; mini has 2.6 million
 Noise = NDArray[np.float32] | None
 Prefixes = Sequence[ChunkPrefix | None] | None
 
@@ -302,14 +303,29 @@ def load_policy(
     policy_config: Given = None,
     asset: str | None = None,
     tokenizer: str | Path | None = None,
+    threads: int = 0,
 ) -> Policy:
-    """What the command line and the nodes call a policy: ``hold``, or whatever :meth:`Pi0Policy.from_pretrained` takes.
+    """What `pi0 serve` and policy_node call a policy: ``hold``, or whatever :meth:`Pi0Policy.from_pretrained` takes.
 
-    ``hold`` is for the robot, ``arm6`` without one. Raises as from_pretrained.
+    Args:
+        name, device, dtype, rtc, policy_config, asset, tokenizer: as for from_pretrained.
+        robot: as there; ``hold`` is for this one, ``arm6`` without one.
+        threads: of PyTorch on the CPU, for the whole process and threads to come. With 0 it is one for a small network
+            on a CPU: shared among threads, its operators wait for one another, and for whichever another program has
+            put aside. A large network has PyTorch's choice.
+
+    Raises:
+        ConfigError, CheckpointError: as from_pretrained; a negative number of threads.
     """
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}; expected 1 or more, or 0 to leave it to the policy's size.")
     if name == "hold":
         return HoldPolicy(robot or RobotSpec.from_yaml("arm6"))
-    return Pi0Policy.from_pretrained(name, device, dtype, robot, rtc, policy_config, asset, tokenizer)
+    policy = Pi0Policy.from_pretrained(name, device, dtype, robot, rtc, policy_config, asset, tokenizer)
+    is_small = policy.device.type == "cpu" and sum(each.numel() for each in policy.model.parameters()) < SMALL
+    if threads or is_small:
+        torch.set_num_threads(threads or 1)
+    return policy
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -69,6 +69,7 @@ TABLE: dict[str, Entry] = {
     "tokenizer": Entry("", "SentencePiece file, where none lies in or beside the policy"),
     "device": Entry("cpu", "torch device, such as cpu or cuda"),
     "dtype": Entry("float32", "of the network", choices=("float32", "bfloat16", "float8")),
+    "threads": Entry(0, "of the CPU; 0: one if the network is small, such as mini, else as many as cores", (0, 1024)),
     "prompt": Entry("", "the instruction; without one the arm holds", is_live=True),
     "seed": Entry(-1, "restarts the policy's noise at ~/reset; -1 lets it run on", (-1, 2**31 - 1), is_live=True),
     "output": Entry("joint_state", "what is published", choices=get_args(OutputKind)),
@@ -127,6 +128,7 @@ class NodeConfig:
     tokenizer: str
     device: str
     dtype: str
+    threads: int
     prompt: str
     seed: int
     output: OutputKind
