@@ -141,8 +141,8 @@ class FastSampler:
     Args:
         model: the network.
         num_steps: Euler steps N.
-        packs: in bfloat16 on a CPU, hold a copy of the layers' matrices as its kernels want them; faster by a fifth,
-            for 5.4 GB more at full size.
+        packs: in bfloat16 on a CPU, hold a copy of the layers' matrices as its kernels want them, 5.4 GB more at full
+            size, and let threads take parts of images and prefix as they become free (``crew.py``).
         fuses: on a GPU, run the layers with kernels of our own (``kernels.py``); for models that ``can_fuse``.
         float8: multiply the prefix in float8 (``float8.py``), with a copy of its matrices; not the same numbers.
 
