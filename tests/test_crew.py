@@ -1,4 +1,5 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from threading import Event, Thread
 
 import pytest
@@ -8,11 +9,10 @@ from pi0_control.model.crew import Part, Stop, are_enough, parts_wanted, run_par
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format, autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
+def threads(request: pytest.FixtureRequest, one_thread: None) -> int:
+    """Restored by the fixture that it begins with."""
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    return request.param
 
 
 def simple(compute: Callable[[], object]) -> Part[object]:
@@ -62,8 +62,10 @@ def test_every_thread_computes_alone_and_others_as_before(threads: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
-def test_parts_have_no_gradient_and_may_write_into_what_the_caller_made(mode: Callable[[], object]) -> None:
-    with mode():  # type: ignore[attr-defined]
+def test_parts_have_no_gradient_and_may_write_into_what_the_caller_made(
+    mode: Callable[[], AbstractContextManager[None]],
+) -> None:
+    with mode():
         buffer = torch.zeros(4)
 
         def write(index: int) -> bool:
@@ -90,7 +92,7 @@ def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
     with pytest.raises(ValueError, match="part 1 broke"):
         run_parts([part(index) for index in range(4)])
     assert not at_work
-    assert run_parts([simple(lambda: "fine")] * 1) == ["fine"]
+    assert run_parts([simple(lambda: "fine") for _ in range(4)]) == ["fine"] * 4
 
 
 def test_there_are_two_parts_for_each_thread_unless_they_get_too_small(threads: int) -> None:

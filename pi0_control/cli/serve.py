@@ -95,8 +95,9 @@ def _policy(options: ServeOptions) -> "Policy":
     from pi0_control.robot import RobotSpec
 
     robot = RobotSpec.from_yaml(options.robot) if options.robot else None
-    known = (options.policy_config, options.asset, options.tokenizer, options.threads)
-    return load_policy(options.policy, robot, options.device, options.dtype, RtcConfig(options.rtc), *known)
+    known = (options.policy_config, options.asset, options.tokenizer)
+    rtc, threads = RtcConfig(options.rtc), options.threads
+    return load_policy(options.policy, robot, options.device, options.dtype, rtc, *known, threads=threads)
 
 
 def _server(policy: "Policy", config: "ServerConfig", layout: str | None) -> "PolicyServer":

@@ -17,6 +17,7 @@ from pi0_control.model.pi0 import Pi0
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[Modulation, Modulation]  # of both norms of a layer
 Rope = tuple[Tensor, Tensor]
+_EPS = torch.tensor(RMS_NORM_EPS, dtype=torch.float32, device="cpu")  # made once, not in every norm
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def normed(norm: Modulation, x: Tensor) -> Tensor:
         return norm.apply(x)
     wide = x.float()
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    one_over_rms = torch.addcmul(torch.full((), RMS_NORM_EPS), size, size, value=1 / x.shape[-1]).rsqrt_()
+    one_over_rms = torch.addcmul(_EPS, size, size, value=1 / x.shape[-1]).rsqrt_()
     y = wide * one_over_rms if wide is x else wide.mul_(one_over_rms)
     y = y.mul_(norm.scale) if norm.shift is None else torch.addcmul(norm.shift, y, norm.scale)
     return y.to(x.dtype)

@@ -305,7 +305,7 @@ def load_policy(
     tokenizer: str | Path | None = None,
     threads: int = 0,
 ) -> Policy:
-    """What `pi0 serve` and policy_node call a policy: ``hold``, or whatever :meth:`Pi0Policy.from_pretrained` takes.
+    """What ``pi0 serve`` and policy_node call a policy: ``hold``, or whatever :meth:`Pi0Policy.from_pretrained` takes.
 
     Args:
         name, device, dtype, rtc, policy_config, asset, tokenizer: as for from_pretrained.

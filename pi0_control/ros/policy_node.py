@@ -62,8 +62,8 @@ def local_policy(config: NodeConfig) -> Policy:
     """
     robot = RobotSpec.from_yaml(config.robot) if config.robot else None
     rtc = RtcConfig("trained") if config.chunking.strategy == "rtc_trained" else None
-    known = (config.policy_config or None, config.asset or None, config.tokenizer or None, config.threads)
-    return load_policy(config.policy, robot, config.device, config.dtype, rtc, *known)
+    known = (config.policy_config or None, config.asset or None, config.tokenizer or None)
+    return load_policy(config.policy, robot, config.device, config.dtype, rtc, *known, threads=config.threads)
 
 
 @dataclass
