@@ -13,7 +13,7 @@ from pi0_control.model import packed
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.fast import FastSampler
 from pi0_control.model.gemma import GemmaLayer
-from pi0_control.model.packed import pack, part_size
+from pi0_control.model.packed import pack, part_sizes
 from pi0_control.model.pi0 import ModelInputs
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import sample_actions
@@ -134,14 +134,15 @@ def test_a_packed_mlp_is_that_of_its_layer() -> None:
     torch.testing.assert_close(mlp, layer.down(layer.hidden(y)), atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize(("batch", "length"), [(1, 828), (1, 968), (1, 816), (1, 7), (3, 260), (300, 20)])
-def test_parts_of_a_prefix_are_alike_and_small(batch: int, length: int) -> None:
-    size = part_size(batch, length)
-    assert size % packed.TILE == 0
-    *parts, last = [min(size, length - start) for start in range(0, length, size)]
-    assert batch * size <= packed.PART + batch * packed.TILE
-    assert all(part == size for part in parts)
-    assert not parts or last > size - packed.TILE * (len(parts) + 1)
+@pytest.mark.parametrize("least_parts", [1, 3])
+@pytest.mark.parametrize(("batch", "length"), [(1, 828), (1, 968), (1, 816), (1, 96), (1, 7), (3, 260), (300, 20)])
+def test_parts_of_a_prefix_are_alike_and_small(batch: int, length: int, least_parts: int) -> None:
+    *whole, last = part_sizes(batch, length, least_parts)
+    assert sum(whole) + last == length
+    assert all(size % packed.TILE == 0 for size in whole)
+    assert max([*whole, last]) - min([*whole, last]) < 2 * packed.TILE
+    assert batch * max([*whole, last]) <= packed.PART + batch * packed.TILE
+    assert len(whole) + 1 >= min(least_parts, length / packed.TILE)
 
 
 def test_packed_copies_follow_the_weights() -> None:

@@ -42,9 +42,14 @@ def parts_wanted(rows: int, least: int) -> int:
 
 
 @torch.no_grad()
-def run_parts(parts: Sequence[Part[Result]]) -> list[Result]:
-    """The results of all parts: by as many threads as PyTorch has, or one after the other if they are not enough."""
-    return _crew(torch.get_num_threads()).run(parts) if are_enough(len(parts)) else _in_turns(parts)
+def run_parts(parts: Sequence[Part[Result]], even_few: bool = False) -> list[Result]:
+    """The results of all parts: by as many threads as PyTorch has, or one after the other if they are not enough.
+
+    ``even_few`` has threads do two parts or more that are fewer than threads: those that only one computes anyway.
+    """
+    threads = torch.get_num_threads()
+    by_crew = are_enough(len(parts)) or (even_few and threads > 1 and len(parts) > 1)
+    return _crew(threads).run(parts) if by_crew else _in_turns(parts)
 
 
 class _Step(NamedTuple):

@@ -219,8 +219,8 @@ class FastSampler:
         if tables.fused is not None:
             tables.fused.run_prefix(x, rope, self._attend(of_prefix), buffers)
         else:
-            parts = x.split(size := tables.layers.part_size(batch, length), dim=1)
-            masks = [None] * len(parts) if of_prefix is None else of_prefix.split(size, dim=1)
+            parts = x.split(sizes := tables.layers.part_sizes(batch, length), dim=1)
+            masks = [None] * len(parts) if of_prefix is None else of_prefix.split(sizes, dim=1)
             tables.layers.run_prefix(parts, rope, [self._attend(each) for each in masks], buffers)
         mask = None if is_full and config.state_input == "none" else suffix_mask(valid, model.suffix_ar())
         actions = None if is_full or mask is None else mask[:, -config.action_horizon :]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pi0_control.model.crew import Part, Stop, run_parts
 from pi0_control.model.float8 import float8_kernels
 from pi0_control.model.gemma import RMS_NORM_EPS, GemmaLayer, Modulation
-from pi0_control.model.packed import Kernels, can_pack, kernels_of, pack, part_size
+from pi0_control.model.packed import LEAST, Kernels, can_pack, can_use_amx, kernels_of, pack, part_sizes
 from pi0_control.model.pi0 import Pi0
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,6 +30,7 @@ class OperatorLayers:
         suffix: of each step, those of each suffix layer; in a last row, those of known actions.
         prefix_kernels, suffix_kernels: the products of each layer.
         in_parts: whether the products of the prefix want few tokens at a time.
+        by_amx: whether they are those of ``amx.py``, each by one thread.
     """
 
     model: Pi0
@@ -38,6 +39,7 @@ class OperatorLayers:
     prefix_kernels: list[Kernels]
     suffix_kernels: list[Kernels]
     in_parts: bool
+    by_amx: bool
 
     @classmethod
     def make(
@@ -45,14 +47,24 @@ class OperatorLayers:
     ) -> "OperatorLayers":
         """For a model with its modulations of each layer, and of each step and layer."""
         config, layers = model.config, model.prefix_layers
-        part = part_size(1, config.prefix_len)
-        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs, part) for layer in layers]
-        of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in model.suffix_layers]
-        return cls(model, prefix, suffix, of_prefix, of_suffix, packs and not float8 and all(map(can_pack, layers)))
+        in_parts = packs and not float8 and all(map(can_pack, layers))
+        has_few_threads = torch.get_num_threads() * LEAST <= config.prefix_len  # more would better share each product
+        by_amx = in_parts and has_few_threads and all(map(can_use_amx, layers))
+        if by_amx:
+            from pi0_control.model import amx  # needs Numba
 
-    def part_size(self, batch: int, length: int) -> int:
+            of_prefix = [amx.pack(layer) for layer in layers]
+        elif float8:
+            of_prefix = [float8_kernels(layer) for layer in layers]
+        else:
+            of_prefix = [_kernels(layer, packs, max(part_sizes(1, config.prefix_len))) for layer in layers]
+        of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in model.suffix_layers]
+        return cls(model, prefix, suffix, of_prefix, of_suffix, in_parts, by_amx)
+
+    def part_sizes(self, batch: int, length: int) -> list[int]:
         """How many of so many tokens of the prefix to take at a time."""
-        return part_size(batch, length) if self.in_parts else length
+        least_parts = torch.get_num_threads() if self.by_amx else 1
+        return part_sizes(batch, length, least_parts) if self.in_parts else [length]
 
     def run_prefix(self, parts: Sequence[Tensor], rope: Rope, attends: Sequence[Attend], buffers: Tensor) -> None:
         """Keys and values of the prefix into the buffers [layers, 2, B, places, kv_heads, head_dim].
@@ -70,7 +82,8 @@ class OperatorLayers:
             [
                 self._run_part(part, start, rope, attend, known)
                 for part, start, attend in zip(parts, starts, attends, strict=True)
-            ]
+            ],
+            even_few=self.by_amx,
         )
 
     def _run_part(self, x: Tensor, start: int, rope: Rope, attend: Attend, buffers: Tensor) -> Part[None]:

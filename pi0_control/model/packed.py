@@ -5,8 +5,11 @@ float32. These are the operators that torch.compile takes for a frozen model on 
 """
 
 import math
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +20,20 @@ from pi0_control.model.siglip import SiglipBlock
 
 Product = Callable[[Tensor], Tensor]
 LEAST, PART = 96, 256  # tokens of a product if a prefix goes in parts
-TILE = 16  # what they are a multiple of where they can be
+TILE = 32  # what they are a multiple of where they can be
 _linear = torch.ops.mkldnn._linear_pointwise
 
 
 class Kernels(NamedTuple):
-    """The products of a layer, each [B, T, in] -> [B, T, out] in the layer's dtype; the MLP is ``down(hidden(y))``."""
+    """The products of a layer, each [B, T, in] -> [B, T, out] in the layer's dtype; the MLP is ``down(hidden(y))``.
+
+    Between the two, the hidden layer may have any form.
+    """
 
     qkv: Product
     out: Product
-    hidden: Product
-    down: Product
+    hidden: Callable[[Tensor], Any]
+    down: Callable[[Any], Tensor]
 
 
 def kernels_of(layer: GemmaLayer) -> Kernels:
@@ -43,14 +49,29 @@ def can_pack(layer: GemmaLayer | SiglipBlock) -> bool:
     ) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def part_size(batch: int, length: int) -> int:
+def part_sizes(batch: int, length: int, least_parts: int = 1) -> list[int]:
     """How many of ``length`` tokens in each of ``batch`` rows to multiply at a time: whole tiles, all parts alike.
 
     What a part makes on its way through a layer stays in the caches, and is small enough for the allocator to keep.
     Where it does not make parts too small, there are enough of them for all threads.
     """
-    parts = max(math.ceil(batch * length / PART), parts_wanted(batch * length, LEAST))
-    return TILE * math.ceil(length / parts / TILE)
+    tiles = math.ceil(length / TILE)
+    parts = min(tiles, max(math.ceil(batch * length / PART), parts_wanted(batch * length, LEAST), least_parts))
+    sizes = [TILE * (tiles // parts + (part < tiles % parts)) for part in range(parts)]
+    return [*sizes[:-1], length - sum(sizes[:-1])]
+
+
+@cache
+def has_amx() -> bool:
+    """Whether there is what ``amx.py`` needs: the tile registers of a CPU, and Numba."""
+    there = sys.platform == "linux" and find_spec("numba") and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return bool(there) and torch.cpu._init_amx()  # asks the system to let this process use them
+
+
+def can_use_amx(layer: GemmaLayer) -> bool:
+    """Whether ``amx.py`` takes the layer: matrices as for ``pack`` that fill its tiles."""
+    shapes = (tuple(matrix.weight.shape) for matrix in layer.matrices)
+    return has_amx() and can_pack(layer) and all(columns % 64 == 0 and depth % 32 == 0 for columns, depth in shapes)
 
 
 @torch.no_grad()
