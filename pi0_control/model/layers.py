@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import cast
+from itertools import accumulate, repeat
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from torch import Tensor
 from pi0_control.model.crew import Part, Stop, run_parts
 from pi0_control.model.float8 import float8_kernels
 from pi0_control.model.gemma import RMS_NORM_EPS, GemmaLayer, Modulation
-from pi0_control.model.packed import LEAST, Kernels, can_pack, can_use_amx, kernels_of, pack, part_sizes
+from pi0_control.model.packed import LEAST, Kernels, can_pack, can_tile, kernels_of, pack, part_sizes
 from pi0_control.model.pi0 import Pi0
+
+if TYPE_CHECKING:
+    from pi0_control.model.tiled import TiledLayers
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[Modulation, Modulation]  # of both norms of a layer
@@ -30,7 +33,7 @@ class OperatorLayers:
         suffix: of each step, those of each suffix layer; in a last row, those of known actions.
         prefix_kernels, suffix_kernels: the products of each layer.
         in_parts: whether the products of the prefix want few tokens at a time.
-        by_amx: whether they are those of ``amx.py``, each by one thread.
+        tiled: the layers of the prefix out of other kernels, each by one thread; None for operators.
     """
 
     model: Pi0
@@ -39,7 +42,7 @@ class OperatorLayers:
     prefix_kernels: list[Kernels]
     suffix_kernels: list[Kernels]
     in_parts: bool
-    by_amx: bool
+    tiled: "TiledLayers | None"
 
     @classmethod
     def make(
@@ -49,21 +52,16 @@ class OperatorLayers:
         config, layers = model.config, model.prefix_layers
         in_parts = packs and not float8 and all(map(can_pack, layers))
         has_few_threads = torch.get_num_threads() * LEAST <= config.prefix_len  # more would better share each product
-        by_amx = in_parts and has_few_threads and all(map(can_use_amx, layers))
-        if by_amx:
-            from pi0_control.model import amx  # needs Numba
-
-            of_prefix = [amx.pack(layer) for layer in layers]
-        elif float8:
-            of_prefix = [float8_kernels(layer) for layer in layers]
-        else:
-            of_prefix = [_kernels(layer, packs, max(part_sizes(1, config.prefix_len))) for layer in layers]
+        tiled = _tiled(model, prefix) if in_parts and has_few_threads and all(map(can_tile, layers)) else None
+        part = max(part_sizes(1, config.prefix_len))
+        packs_prefix = packs and tiled is None
+        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs_prefix, part) for layer in layers]
         of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in model.suffix_layers]
-        return cls(model, prefix, suffix, of_prefix, of_suffix, in_parts, by_amx)
+        return cls(model, prefix, suffix, of_prefix, of_suffix, in_parts, tiled)
 
     def part_sizes(self, batch: int, length: int) -> list[int]:
         """How many of so many tokens of the prefix to take at a time."""
-        least_parts = torch.get_num_threads() if self.by_amx else 1
+        least_parts = torch.get_num_threads() if self.tiled else 1
         return part_sizes(batch, length, least_parts) if self.in_parts else [length]
 
     def run_prefix(self, parts: Sequence[Tensor], rope: Rope, attends: Sequence[Attend], buffers: Tensor) -> None:
@@ -77,16 +75,13 @@ class OperatorLayers:
             buffers: to be filled.
         """
         *starts, length = accumulate((part.shape[1] for part in parts), initial=0)
-        known = buffers[:, :, :, :length]
+        known, run_part = buffers[:, :, :, :length], self.tiled.run_part if self.tiled else self.run_part
         run_parts(
-            [
-                self._run_part(part, start, rope, attend, known)
-                for part, start, attend in zip(parts, starts, attends, strict=True)
-            ],
-            even_few=self.by_amx,
+            [run_part(*part, known) for part in zip(parts, starts, repeat(rope), attends)],
+            even_few=self.tiled is not None,
         )
 
-    def _run_part(self, x: Tensor, start: int, rope: Rope, attend: Attend, buffers: Tensor) -> Part[None]:
+    def run_part(self, x: Tensor, start: int, rope: Rope, attend: Attend, buffers: Tensor) -> Part[None]:
         """Tokens x [B, T, width] of the prefix at place ``start``; the buffers have places for all of the prefix."""
         for index, layer in enumerate(self.model.prefix_layers):
             kernels, (first, second) = self.prefix_kernels[index], self.prefix[index]
@@ -149,6 +144,12 @@ def attend_to_one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, keys, values = rows[0], keys[0], values[0]
     weights = torch.softmax(rows @ keys.mT, dim=-1)  # in float32 inside; rows are [.., T * heads, head_dim]
     return (weights @ values).view(*q.shape[:2], -1)
+
+
+def _tiled(model: Pi0, norms: list[Pair]) -> "TiledLayers":
+    from pi0_control.model.tiled import TiledLayers  # needs Numba
+
+    return TiledLayers.make(model, norms)
 
 
 def _kernels(layer: GemmaLayer, packs: bool, tokens: int) -> Kernels:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,12 @@ _linear = torch.ops.mkldnn._linear_pointwise
 
 
 class Kernels(NamedTuple):
-    """The products of a layer, each [B, T, in] -> [B, T, out] in the layer's dtype; the MLP is ``down(hidden(y))``.
-
-    Between the two, the hidden layer may have any form.
-    """
+    """The products of a layer, each [B, T, in] -> [B, T, out] in the layer's dtype; the MLP is ``down(hidden(y))``."""
 
     qkv: Product
     out: Product
-    hidden: Callable[[Tensor], Any]
-    down: Callable[[Any], Tensor]
+    hidden: Product
+    down: Product
 
 
 def kernels_of(layer: GemmaLayer) -> Kernels:
@@ -68,10 +65,12 @@ def has_amx() -> bool:
     return bool(there) and torch.cpu._init_amx()  # asks the system to let this process use them
 
 
-def can_use_amx(layer: GemmaLayer) -> bool:
-    """Whether ``amx.py`` takes the layer: matrices as for ``pack`` that fill its tiles."""
-    shapes = (tuple(matrix.weight.shape) for matrix in layer.matrices)
-    return has_amx() and can_pack(layer) and all(columns % 64 == 0 and depth % 32 == 0 for columns, depth in shapes)
+def can_tile(layer: GemmaLayer) -> bool:
+    """Whether ``tiled.py`` takes the layer: matrices as for ``pack`` that fill tiles."""
+    if not (has_amx() and can_pack(layer)):
+        return False
+    shapes = [tuple(matrix.weight.shape) for matrix in layer.matrices]
+    return layer.head_dim % 32 == 0 and all(columns % 64 == 0 and depth % 32 == 0 for columns, depth in shapes)
 
 
 @torch.no_grad()
