@@ -1,4 +1,4 @@
-"""Kernels of a packed prefix for the tile registers of a CPU (Intel AMX), compiled by Numba.
+"""Kernels of images and prefix for the tile registers of a CPU (Intel AMX), compiled by Numba.
 
 A tile is 1 kB: 16 rows of 64 bytes. One instruction multiplies a tile of 16 tokens, 32 deep, by one of weights, 32 deep
 and 16 columns wide, and adds to 16 x 16 sums in float32. It takes 16 cycles; loading a tile takes 8 from the first
@@ -22,6 +22,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -29,11 +30,13 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from pi0_control.model.gemma import RMS_NORM_EPS
+from pi0_control.model.siglip import LAYER_NORM_EPS
 
 BLOCK = 32  # tokens and columns of a block of sums
-DEEPEST = 64  # tiles: 224 tokens so deep take 0.9 MB of a second cache of 2
+DEEPEST = 72  # tiles: 224 tokens so deep take 1 MB of a second cache of 2
 LINES = 5  # of 64 bytes of the next panel to fetch in each step, so that 7 blocks fetch all of it
 TILE, PANEL_TILE, SUMS = 1024, 2048, 4096  # bytes of a tile, of two side by side, and of a block's sums
+ROWS, ADDED, ADDED_WIDE, GELU, GATED = range(5)  # what a product ends in: rows or tiles, and what is done before
 HUGE_PAGE = 2 << 20
 
 _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -160,28 +163,44 @@ def _fetch(builder: Any, address: Any, offset: int, level: int) -> None:
     _emit(builder, "llvm.prefetch.p0", _at(builder, address, offset), _INT(0), _INT(level), _INT(1))
 
 
-def _sums(builder: Any, row: Any) -> list[Any]:
+def _sums(builder: Any, row: Any, bias: Any) -> list[Any]:
     """A row of a block: 32 columns."""
-    return [_float32(builder, row), _float32(builder, row, TILE)]
+    pairs = ((_float32(builder, row, TILE * half), _float32(builder, bias, 64 * half)) for half in range(2))
+    return [builder.fadd(*pair) for pair in pairs]
 
 
 @_instructions
-def _finish(builder: Any, row: Any, out: Any) -> None:
+def _finish(builder: Any, row: Any, bias: Any, out: Any) -> None:
     """A row of sums -> 32 columns."""
-    _write_line(builder, _sums(builder, row), out)
+    _write_line(builder, _sums(builder, row, bias), out)
 
 
 @_instructions
-def _finish_added(builder: Any, row: Any, residual: Any, out: Any) -> None:
-    """A row of sums, and residual -> 32 columns."""
-    before = [_bfloat16(builder, residual), _bfloat16(builder, residual, 32)]
-    _write_line(builder, [builder.fadd(*pair) for pair in zip(before, _sums(builder, row), strict=True)], out)
+def _finish_added(builder: Any, row: Any, bias: Any, residual: Any, out: Any) -> None:
+    """A row of sums, and 32 columns of a residual -> 32 columns."""
+    before = [_bfloat16(builder, residual, 32 * half) for half in range(2)]
+    pairs = zip(before, _sums(builder, row, bias), strict=True)
+    _write_line(builder, [builder.fadd(*pair) for pair in pairs], out)
 
 
 @_instructions
-def _finish_gated(builder: Any, row: Any, out: Any) -> None:
+def _finish_added_wide(builder: Any, row: Any, bias: Any, residual: Any, out: Any) -> None:
+    """The same if residual and result are float32."""
+    for half, branch in enumerate(_sums(builder, row, bias)):
+        total = builder.fadd(_float32(builder, residual, 64 * half), branch)
+        builder.store(total, _at(builder, out, 64 * half, _FLOATS), align=4)
+
+
+@_instructions
+def _finish_gelu(builder: Any, row: Any, bias: Any, out: Any) -> None:
+    """A row of sums -> 32 columns."""
+    _write_line(builder, [_gelu(builder, half) for half in _sums(builder, row, bias)], out)
+
+
+@_instructions
+def _finish_gated(builder: Any, row: Any, bias: Any, out: Any) -> None:
     """A row of sums, 16 gates and what they gate -> 16 columns."""
-    gate, up = _sums(builder, row)
+    gate, up = _sums(builder, row, bias)
     _write(builder, builder.fmul(_gelu(builder, gate), up), out)
 
 
@@ -203,27 +222,64 @@ def _gelu(builder: Any, x: Any) -> Any:
 
 
 @_instructions
-def _norm_row(builder: Any, x: Any, scale: Any, depth: Any, target: Any) -> None:
+def _rms_norm_row(builder: Any, x: Any, scale: Any, depth: Any, target: Any) -> None:
     """RMS norm of a row so many tiles deep, times a scale in float32, to a row of tiles."""
-    squares = cgutils.alloca_once_value(builder, _splat(_FLOATS, 0.0))
+
+    def column(index: Any, half: int) -> Any:
+        return _bfloat16(builder, _item(builder, x, index, 64), 32 * half)
+
+    mean = _mean(builder, depth, lambda *place: _square(builder, column(*place)))
+    factor = _one_over_root(builder, mean, RMS_NORM_EPS)
     with cgutils.for_range(builder, depth) as loop:
-        line = _item(builder, x, loop.index, 64)
-        for half in (_bfloat16(builder, line), _bfloat16(builder, line, 32)):
-            builder.store(builder.fadd(builder.load(squares), builder.fmul(half, half)), squares)
-    total = _emit(builder, "llvm.vector.reduce.fadd.v16f32", _FLOAT(0.0), builder.load(squares), result=_FLOAT)
-    mean = builder.fdiv(total, builder.sitofp(builder.mul(depth, _LONG(32)), _FLOAT))
-    rms = _emit(builder, "llvm.sqrt.f32", builder.fadd(mean, _FLOAT(RMS_NORM_EPS)), result=_FLOAT)
-    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), builder.fdiv(_FLOAT(1.0), rms), _INT(0))
-    one_over_rms = builder.shuffle_vector(first, first, _splat(_INTS, 0))
+        scales = [_float32(builder, _item(builder, scale, loop.index, 128), 64 * half) for half in range(2)]
+        normed = [builder.fmul(builder.fmul(column(loop.index, half), factor), scales[half]) for half in range(2)]
+        _write_line(builder, normed, _item(builder, target, loop.index, TILE))
+
+
+@_instructions
+def _layer_norm_row(builder: Any, x: Any, scale: Any, shift: Any, depth: Any, target: Any) -> None:
+    """LayerNorm of a row in float32 so many tiles deep, with scale and shift, to a row of tiles."""
+
+    def column(address: Any, index: Any, half: int) -> Any:
+        return _float32(builder, _item(builder, address, index, 128), 64 * half)
+
+    def centred(index: Any, half: int) -> Any:
+        return builder.fsub(column(x, index, half), mean)
+
+    mean = _broadcast(builder, _mean(builder, depth, lambda *place: column(x, *place)))
+    variance = _mean(builder, depth, lambda *place: _square(builder, centred(*place)))
+    factor = _one_over_root(builder, variance, LAYER_NORM_EPS)
     with cgutils.for_range(builder, depth) as loop:
-        line, factors = _item(builder, x, loop.index, 64), _item(builder, scale, loop.index, 128)
-        halves = [
-            builder.fmul(
-                builder.fmul(_bfloat16(builder, line, 32 * half), one_over_rms), _float32(builder, factors, 64 * half)
-            )
-            for half in range(2)
-        ]
-        _write_line(builder, halves, _item(builder, target, loop.index, TILE))
+        normed = []
+        for half in range(2):
+            scaled = builder.fmul(builder.fmul(centred(loop.index, half), factor), column(scale, loop.index, half))
+            normed.append(builder.fadd(scaled, column(shift, loop.index, half)))
+        _write_line(builder, normed, _item(builder, target, loop.index, TILE))
+
+
+def _mean(builder: Any, depth: Any, value: Callable[[Any, int], Any]) -> Any:
+    """Of the values at both halves of so many tiles."""
+    totals = cgutils.alloca_once_value(builder, _splat(_FLOATS, 0.0))
+    with cgutils.for_range(builder, depth) as loop:
+        for half in range(2):
+            builder.store(builder.fadd(builder.load(totals), value(loop.index, half)), totals)
+    total = _emit(builder, "llvm.vector.reduce.fadd.v16f32", _FLOAT(0.0), builder.load(totals), result=_FLOAT)
+    return builder.fdiv(total, builder.sitofp(builder.mul(depth, _LONG(32)), _FLOAT))
+
+
+def _square(builder: Any, x: Any) -> Any:
+    return builder.fmul(x, x)
+
+
+def _one_over_root(builder: Any, x: Any, eps: float) -> Any:
+    """1 / sqrt(x + eps), 16 times."""
+    root = _emit(builder, "llvm.sqrt.f32", builder.fadd(x, _FLOAT(eps)), result=_FLOAT)
+    return _broadcast(builder, builder.fdiv(_FLOAT(1.0), root))
+
+
+def _broadcast(builder: Any, x: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), x, _INT(0))
+    return builder.shuffle_vector(first, first, _splat(_INTS, 0))
 
 
 @_instructions
@@ -239,10 +295,19 @@ def _rotate_head(builder: Any, x: Any, cos: Any, sin: Any, half: Any, target: An
 
 
 @njit("void(i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _norm(x, scale, rows, depth, tiles):
-    """Rows so many tiles deep through :func:`_norm_row`."""
+def _rms_norm(x, scale, rows, depth, tiles):
+    """Rows so many tiles deep, in bfloat16."""
     for row in range(rows):
-        _norm_row(x + 64 * depth * row, scale, depth, tiles + TILE * depth * (row // 16) + 64 * (row % 16))
+        target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
+        _rms_norm_row(x + 64 * depth * row, scale, depth, target)
+
+
+@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+def _layer_norm(x, scale, shift, rows, depth, tiles):
+    """Rows so many tiles deep, in float32."""
+    for row in range(rows):
+        target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
+        _layer_norm_row(x + 128 * depth * row, scale, shift, depth, target)
 
 
 @njit("void(i8, i8, i8, i8)", nogil=True, error_model="numpy")
@@ -270,34 +335,39 @@ def _rotate(qkv, rows, heads, kv_heads, half, cos, sin, queries, keys, values):
 
 
 @njit(nogil=True, error_model="numpy")
-def _finish_rows(first, stop, sums, to, row_size, half_size, residual, is_gated):
-    """Some rows of a block; ``residual`` is how far from them their residuals are, 0 if there are none."""
+def _finish_rows(first, stop, sums, bias, to, row_size, half_size, away, end):
+    """Some rows of a block, each 16 of them half_size from the last 16; residuals lie ``away`` from results."""
     for row in range(first, stop):
         source = sums + 2 * TILE * (row // 16) + 64 * (row % 16)
         target = to + half_size * (row // 16) + row_size * (row % 16)
-        if is_gated:
-            _finish_gated(source, target)
-        elif residual:
-            _finish_added(source, target + residual, target)
+        if end == GATED:
+            _finish_gated(source, bias, target)
+        elif end == GELU:
+            _finish_gelu(source, bias, target)
+        elif end == ADDED_WIDE:
+            _finish_added_wide(source, bias, target + away, target)
+        elif end == ADDED:
+            _finish_added(source, bias, target + away, target)
         else:
-            _finish(source, target)
+            _finish(source, bias, target)
 
 
-@njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _multiply(config, tokens, rows, depth, weights, panels, sums, residual, out, is_gated):
-    """Rows of tokens by panels of weights, so many tiles deep; the rest but ``is_gated`` are addresses.
+@njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+def _multiply(config, tokens, rows, depth, weights, bias, panels, sums, residual, out, end):
+    """Rows of tokens by panels of weights, so many tiles deep, to what ``end`` says; the rest are addresses.
 
-    ``out`` and the residual, if it is not 0, are row-major; gated, ``out`` is of tiles, and there is no residual.
     ``sums`` has room for two blocks, for all of them if depth > DEEPEST.
     """
     _begin(config)
     blocks = (rows + BLOCK - 1) // BLOCK
-    row_size = 64 if is_gated else 64 * panels
-    half_size = TILE * (panels // 2) if is_gated else 16 * row_size
-    away = residual - out if residual else 0
-    done, to, left = sums, out, 0  # of the block before: sums, where to, and how many rows of them
-    for first in range(0, depth, DEEPEST):
-        deep = min(DEEPEST, depth - first)
+    panel_size = TILE if end == GELU else 128 if end == ADDED_WIDE else 64
+    row_size = 64 if end in (GELU, GATED) else panel_size * panels
+    half_size = TILE * panels if end == GELU else TILE * (panels // 2) if end == GATED else 16 * row_size
+    done, its_bias, to, left = sums, bias, out, 0  # of the block before: sums, where to, and how many rows of them
+    passes = (depth + DEEPEST - 1) // DEEPEST
+    for index in range(passes):
+        first = depth * index // passes
+        deep = depth * (index + 1) // passes - first
         rows_a_step = (BLOCK + deep - 1) // deep
         for panel in range(panels):
             for block in range(blocks):
@@ -305,9 +375,9 @@ def _multiply(config, tokens, rows, depth, weights, panels, sums, residual, out,
                 below = above + TILE * depth
                 weight = weights + PANEL_TILE * (first * panels + panel * deep)
                 coming = weight + PANEL_TILE * deep + 64 * LINES * deep * block
-                index = panel * blocks + block
-                here = sums + SUMS * (index if depth > DEEPEST else index % 2)
-                if first == 0:
+                number = panel * blocks + block
+                here = sums + SUMS * (number if passes > 1 else number % 2)
+                if index == 0:
                     _clear()
                 else:
                     _resume(here)
@@ -318,16 +388,14 @@ def _multiply(config, tokens, rows, depth, weights, panels, sums, residual, out,
                     weight += PANEL_TILE
                     coming += 64 * LINES
                     row = rows_a_step * step
-                    _finish_rows(row, min(row + rows_a_step, left), done, to, row_size, half_size, away, is_gated)
+                    until = min(row + rows_a_step, left)
+                    _finish_rows(row, until, done, its_bias, to, row_size, half_size, residual - out, end)
                 _keep(here)
-                if first + deep == depth:
-                    done, left = here, min(BLOCK, rows - BLOCK * block)
-                    to = (
-                        out
-                        + half_size * 2 * block
-                        + (TILE * (panel // 2) + 32 * (panel % 2) if is_gated else 64 * panel)
-                    )
-    _finish_rows(0, left, done, to, row_size, half_size, away, is_gated)
+                if index + 1 == passes:
+                    done, its_bias, left = here, bias + 128 * panel, min(BLOCK, rows - BLOCK * block)
+                    across = TILE * (panel // 2) + 32 * (panel % 2) if end == GATED else panel_size * panel
+                    to = out + half_size * 2 * block + across
+    _finish_rows(0, left, done, its_bias, to, row_size, half_size, residual - out, end)
     _end()
 
 
@@ -346,12 +414,21 @@ class Tiles(NamedTuple):
         return tiles
 
     @classmethod
-    def normed(cls, x: Tensor, scale: Tensor) -> "Tiles":
-        """Of RMS norm of x [B, T, depth] times a scale, float32 [depth]."""
+    def rms_normed(cls, x: Tensor, scale: Tensor) -> "Tiles":
+        """Of the RMS norm of x [B, T, depth] in bfloat16 times a scale, float32 [depth]."""
         x = x.contiguous()
         tiles = cls.empty(x.shape)
         rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
-        _norm(x.data_ptr(), scale.data_ptr(), rows, depth, tiles.memory.data_ptr())
+        _rms_norm(x.data_ptr(), scale.data_ptr(), rows, depth, tiles.memory.data_ptr())
+        return tiles
+
+    @classmethod
+    def layer_normed(cls, x: Tensor, scale: Tensor, shift: Tensor) -> "Tiles":
+        """Of the LayerNorm of x [B, T, depth] with scale and shift [depth], all float32."""
+        x = x.contiguous()
+        tiles = cls.empty(x.shape)
+        rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
+        _layer_norm(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
         return tiles
 
     @classmethod
@@ -362,31 +439,52 @@ class Tiles(NamedTuple):
 
 
 class Matrix:
-    """A matrix [columns, depth] in bfloat16, copied to panels; if gated, its first half are gates for the second."""
+    """A matrix [columns, depth] in bfloat16 with its bias, copied to panels, filled up with zeros.
 
-    def __init__(self, weight: Tensor, is_gated: bool = False) -> None:
-        self.panels, self.depth, self.is_gated = weight.shape[0] // BLOCK, weight.shape[1] // 32, is_gated
+    Args:
+        weight: [columns, depth].
+        bias: [columns] or None.
+        is_gated: the first half of the columns are gates for the second; without a bias.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, is_gated: bool = False) -> None:
+        self.panels, self.depth = (-(-size // BLOCK) for size in weight.shape)
+        more = [self.panels * BLOCK - weight.shape[0], self.depth * 32 - weight.shape[1]]
         if is_gated:
-            weight = weight.unflatten(0, (2, -1, 16)).transpose(0, 1)
-        pairs = weight.reshape(self.panels, 2, 16, -1).view(torch.int32).unflatten(-1, (self.depth, 16))
+            weight = weight.unflatten(0, (2, -1, 16)).transpose(0, 1).flatten(0, 2)
+        self.bias = torch.zeros(self.panels * BLOCK) if bias is None else F.pad(bias.float(), (0, more[0]))
+        pairs = F.pad(weight, (0, more[1], 0, more[0])).view(torch.int32).view(self.panels, 2, 16, self.depth, 16)
         self.memory = _in_huge_pages(pairs.numel() * 4).view(torch.int32)
-        passes = pairs.permute(3, 0, 1, 4, 2).split(DEEPEST)
+        count = -(-self.depth // DEEPEST)
+        passes = pairs.permute(3, 0, 1, 4, 2).tensor_split([self.depth * index // count for index in range(1, count)])
         for memory, deep in zip(self.memory.split([deep.numel() for deep in passes]), passes, strict=True):
             memory.view(self.panels, -1, 2, 16, 16).copy_(deep.transpose(0, 1))
 
     def __call__(self, tokens: Tiles, residual: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, depth] -> [B, T, columns], plus a residual of that shape."""
-        out = torch.empty(*tokens.shape[:-1], self.panels * BLOCK, dtype=torch.bfloat16)
-        self._multiply(tokens, out, None if residual is None else residual.contiguous())
+        """Tokens [B, T, depth] -> [B, T, columns], plus a residual in bfloat16 or float32, which is the result's."""
+        dtype = torch.bfloat16 if residual is None else residual.dtype
+        out = torch.empty(*tokens.shape[:-1], self.panels * BLOCK, dtype=dtype)
+        if residual is None:
+            self._multiply(tokens, out, ROWS)
+        else:
+            self._multiply(tokens, out, ADDED if dtype == torch.bfloat16 else ADDED_WIDE, residual.contiguous())
+        return out
+
+    def gelu(self, tokens: Tiles) -> Tiles:
+        """Tokens [B, T, depth] -> gelu of the product, [B, T, columns]."""
+        out = Tiles.empty(torch.Size((*tokens.shape[:-1], self.panels * BLOCK)))
+        self._multiply(tokens, out.memory, GELU)
         return out
 
     def gated(self, tokens: Tiles) -> Tiles:
         """Tokens [B, T, depth] -> gelu(gate) * up, [B, T, columns / 2]."""
         out = Tiles.empty(torch.Size((*tokens.shape[:-1], self.panels * BLOCK // 2)))
-        self._multiply(tokens, out.memory)
+        self._multiply(tokens, out.memory, GATED)
         return out
 
-    def _multiply(self, tokens: Tiles, out: Tensor, residual: Tensor | None = None) -> None:
+    def _multiply(self, tokens: Tiles, out: Tensor, end: int, residual: Tensor | None = None) -> None:
+        if tokens.memory.shape[1] != self.depth:
+            raise ValueError(f"Tokens are {32 * tokens.memory.shape[1]} deep, the matrix {32 * self.depth}.")
         blocks = len(tokens.memory) // 2 * self.panels if self.depth > DEEPEST else 2
         sums = torch.empty(blocks * SUMS, dtype=torch.uint8)
         _multiply(
@@ -395,11 +493,12 @@ class Matrix:
             tokens.shape[:-1].numel(),
             self.depth,
             self.memory.data_ptr(),
+            self.bias.data_ptr(),
             self.panels,
             sums.data_ptr(),
             0 if residual is None else residual.data_ptr(),
             out.data_ptr(),
-            self.is_gated,
+            end,
         )
 
 

@@ -18,7 +18,7 @@ from pi0_control.model.attention import Attention, attention_mask, positions_of,
 from pi0_control.model.float8 import check_float8
 from pi0_control.model.gemma import Modulation
 from pi0_control.model.layers import Attend, OperatorLayers, Pair, Rope, attend_to_one_head, normed, select
-from pi0_control.model.packed import Kernels, can_pack, pack_block
+from pi0_control.model.packed import PackedBlocks, can_pack, can_tile, pack_block
 from pi0_control.model.pi0 import ModelInputs, Pi0
 from pi0_control.model.rtc import Guidance
 from pi0_control.model.sampler import Flow, Known, now, sample_actions
@@ -36,7 +36,7 @@ class Tables:
 
     Attributes:
         last: final norm of the suffix, of each row.
-        vision_kernels: the products of each block of the image encoder; None for its own.
+        vision: the blocks of the image encoder; None for its own.
         action_weight, action_bias: x_t [.., action_dim] to the width of the suffix, [width, action_dim] and
             [N + 1, width]; for π0 that is the first matrix of the action-time MLP with the projection of the actions
             folded in and the time as a bias.
@@ -46,7 +46,7 @@ class Tables:
     """
 
     last: list[Modulation]
-    vision_kernels: list[Kernels] | None
+    vision: PackedBlocks | None
     action_weight: Tensor
     action_bias: Tensor
     rope: Rope
@@ -68,7 +68,7 @@ class Tables:
         suffix = [[_pair(pair, row, model.dtype) for pair in pairs] for row in rows]
         return cls(
             [_row(last, row, model.dtype) for row in rows],
-            _vision_kernels(model) if packs else None,
+            _vision(model) if packs else None,
             weight,
             bias,
             (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)),
@@ -95,10 +95,15 @@ def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], float8: boo
     return FusedLayers.make(model, prefix, suffix, float8)
 
 
-def _vision_kernels(model: Pi0) -> list[Kernels] | None:
+def _vision(model: Pi0) -> PackedBlocks | None:
     blocks = cast(Sequence[SiglipBlock], model.vision.blocks)
-    tokens = model.config.vision.num_tokens
-    return [pack_block(block, tokens) for block in blocks] if all(map(can_pack, blocks)) else None
+    if not all(map(can_pack, blocks)):
+        return None
+    if torch.get_num_threads() <= model.config.num_cameras and all(map(can_tile, blocks)):
+        from pi0_control.model.tiled import TiledBlock  # needs Numba
+
+        return PackedBlocks([TiledBlock(block) for block in blocks], by_one_thread=True)
+    return PackedBlocks([pack_block(block, model.config.vision.num_tokens) for block in blocks], by_one_thread=False)
 
 
 def _row(modulation: Modulation, row: int, dtype: torch.dtype) -> Modulation:
@@ -211,7 +216,7 @@ class FastSampler:
     def encode(self, inputs: ModelInputs, is_full: bool) -> _Encoded:
         """The prefix of trimmed inputs; ``is_full`` says that nothing in them is masked."""
         model, config, tables = self.model, self.model.config, self.tables
-        x, valid, ar = model.embed_prefix(inputs, is_trimmed=True, vision_kernels=tables.vision_kernels)
+        x, valid, ar = model.embed_prefix(inputs, is_trimmed=True, vision=tables.vision)
         x, (batch, length), room = x.to(model.dtype), valid.shape, config.suffix_len
         rope = _rope(tables, valid, config.suffix_len, is_full)
         buffers = x.new_empty(config.depth, 2, batch, length + room, config.num_kv_heads, config.head_dim)

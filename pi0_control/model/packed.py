@@ -6,7 +6,7 @@ float32. These are the operators that torch.compile takes for a frozen model on 
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -14,11 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pi0_control.model.attention import Attention
 from pi0_control.model.crew import parts_wanted
 from pi0_control.model.gemma import GemmaLayer
 from pi0_control.model.siglip import SiglipBlock
 
 Product = Callable[[Tensor], Tensor]
+Block = Callable[[Tensor, Attention], Tensor]  # of an image encoder, x [B, tokens, width] -> the same shape, float32
 LEAST, PART = 96, 256  # tokens of a product if a prefix goes in parts
 TILE = 32  # what they are a multiple of where they can be
 _linear = torch.ops.mkldnn._linear_pointwise
@@ -31,6 +33,13 @@ class Kernels(NamedTuple):
     out: Product
     hidden: Product
     down: Product
+
+
+class PackedBlocks(NamedTuple):
+    """The blocks of an image encoder, and whether each computes with one thread wherever it is called."""
+
+    blocks: Sequence[Block]
+    by_one_thread: bool
 
 
 def kernels_of(layer: GemmaLayer) -> Kernels:
@@ -65,12 +74,14 @@ def has_amx() -> bool:
     return bool(there) and torch.cpu._init_amx()  # asks the system to let this process use them
 
 
-def can_tile(layer: GemmaLayer) -> bool:
+def can_tile(layer: GemmaLayer | SiglipBlock) -> bool:
     """Whether ``tiled.py`` takes the layer: matrices as for ``pack`` that fill tiles."""
     if not (has_amx() and can_pack(layer)):
         return False
-    shapes = [tuple(matrix.weight.shape) for matrix in layer.matrices]
-    return layer.head_dim % 32 == 0 and all(columns % 64 == 0 and depth % 32 == 0 for columns, depth in shapes)
+    width = layer.qkv.in_features
+    if isinstance(layer, SiglipBlock):
+        return width % 32 == 0
+    return all(size % 32 == 0 for size in (width, layer.head_dim, layer.down.in_features))
 
 
 @torch.no_grad()
@@ -86,10 +97,11 @@ def pack(layer: GemmaLayer, tokens: int) -> Kernels:
 
 
 @torch.no_grad()
-def pack_block(block: SiglipBlock, tokens: int) -> Kernels:
-    """The same of a block of the image encoder, for about so many tokens of an image."""
+def pack_block(block: SiglipBlock, tokens: int) -> Block:
+    """A block of the image encoder on a copy of its matrices, laid out for about so many tokens of an image."""
     qkv, out, fc2 = (_product(matrix, tokens) for matrix in (block.qkv, block.out, block.fc2))
-    return Kernels(qkv, out, _product(block.fc1, tokens, "gelu", "tanh"), fc2)
+    kernels = Kernels(qkv, out, _product(block.fc1, tokens, "gelu", "tanh"), fc2)
+    return lambda x, attention: block(x, attention, kernels)
 
 
 def _packed(weight: Tensor, tokens: int) -> Tensor:

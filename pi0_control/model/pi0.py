@@ -6,7 +6,6 @@ time of the flow runs from 1 (noise) to 0 (data): ``x_t = t * noise + (1 - t) * 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, cast
 
@@ -32,7 +31,7 @@ from pi0_control.model.siglip import Siglip
 from pi0_control.model.times import RandomFourierTime, SinCosTime
 
 if TYPE_CHECKING:
-    from pi0_control.model.packed import Kernels
+    from pi0_control.model.packed import PackedBlocks
 
 __all__ = ["ModelInputs", "Pi0", "Pi0Config", "SiglipConfig"]
 
@@ -186,14 +185,14 @@ class Pi0(nn.Module):
         return self
 
     def embed_prefix(
-        self, inputs: ModelInputs, is_trimmed: bool = False, vision_kernels: "Sequence[Kernels] | None" = None
+        self, inputs: ModelInputs, is_trimmed: bool = False, vision: "PackedBlocks | None" = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (all cameras in one call of the encoder) and text as tokens.
 
         Args:
             inputs: the batch.
             is_trimmed: it may have fewer cameras than the config, see :meth:`ModelInputs.trimmed`.
-            vision_kernels: instead of the products of each block of the image encoder.
+            vision: instead of the image encoder's own blocks.
 
         Returns:
             tokens [B, S, prefix_width], valid bool [B, S], ar int64 [S] (all zero: everybody sees everybody).
@@ -202,7 +201,7 @@ class Pi0(nn.Module):
             ObservationError: the images do not have the shape of the config, or not a fitting number of rows.
         """
         self._check_shapes(inputs, is_trimmed)
-        image_tokens = self.vision(in_model_range(inputs.images.flatten(0, 1)), vision_kernels)
+        image_tokens = self.vision(in_model_range(inputs.images.flatten(0, 1)), vision)
         image_tokens = image_tokens.unflatten(0, inputs.images.shape[:2]).flatten(1, 2)
         image_valid = inputs.image_masks.repeat_interleave(self.config.vision.num_tokens, dim=1)
         prompts = inputs.prompts_per_image

@@ -14,7 +14,7 @@ from pi0_control.model.crew import Part, Stop, are_enough, run_parts
 from pi0_control.model.recompute import run_layer
 
 if TYPE_CHECKING:
-    from pi0_control.model.packed import Kernels
+    from pi0_control.model.packed import Block, Kernels, PackedBlocks
 
 LAYER_NORM_EPS = 1e-6
 
@@ -85,24 +85,25 @@ class Siglip(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(config.width, out_width)
 
-    def forward(self, images: Tensor, kernels: "Sequence[Kernels] | None" = None) -> Tensor:
+    def forward(self, images: Tensor, packed: "PackedBlocks | None" = None) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] -> tokens [B, num_tokens, out_width], row by row, not scaled.
 
-        ``kernels``, of each block, stand in for its own products, without a gradient.
+        ``packed`` blocks stand in for its own, without a gradient.
         """
         x = self.stem(images.to(self.position.dtype)).flatten(2).transpose(1, 2)
         x = (x + self.position).float()
-        if kernels:
-            images = x.split(1 if are_enough(len(x)) else len(x))
-            x = torch.cat(run_parts([self._run_part(each, kernels) for each in images]))
+        if packed:
+            images = x.split(1 if packed.by_one_thread or are_enough(len(x)) else len(x))
+            parts = [self._run_part(each, packed.blocks) for each in images]
+            x = torch.cat(run_parts(parts, even_few=packed.by_one_thread))
         else:
             for block in self.blocks:
                 x = run_layer(self.gradient_checkpointing, block, x, self.attention)
         return self.head(_normed(self.norm, x))
 
-    def _run_part(self, x: Tensor, kernels: "Sequence[Kernels]") -> Part[Tensor]:
+    def _run_part(self, x: Tensor, blocks: "Sequence[Block]") -> Part[Tensor]:
         """Some images through all blocks, [images, tokens, width] -> the same shape."""
-        for block, own in zip(self.blocks, kernels, strict=True):
-            x = block(x, self.attention, own)
+        for block in blocks:
+            x = block(x, self.attention)
             yield Stop.PASS
         return x

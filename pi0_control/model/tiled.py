@@ -1,4 +1,4 @@
-"""The layers of the prefix out of kernels for a CPU's tile registers (``amx.py``), for ``layers.OperatorLayers``."""
+"""Image encoder and prefix out of kernels for a CPU's tile registers (``amx.py``), for :class:`fast.FastSampler`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from pi0_control.model.amx import Matrix, Tiles, rotate_into
+from pi0_control.model.attention import Attention
 from pi0_control.model.crew import Part, Stop
 from pi0_control.model.pi0 import Pi0
+from pi0_control.model.siglip import SiglipBlock
 
 if TYPE_CHECKING:
     from pi0_control.model.layers import Attend, Pair, Rope
@@ -40,13 +42,30 @@ class TiledLayers:
         """As ``OperatorLayers.run_part``."""
         for index, (qkv, out, gate_up, down) in enumerate(self.matrices):
             first, second = self.norms[index]
-            queries = rotate_into(qkv(Tiles.normed(x, first.scale)), rope, buffers[index], start)
+            queries = rotate_into(qkv(Tiles.rms_normed(x, first.scale)), rope, buffers[index], start)
             if index + 1 == len(buffers):
                 return
             yield Stop.MEET  # keys and values of all parts are there
             x = out(Tiles.of(attend(queries, *buffers[index])), x)
-            y = Tiles.normed(x, second.scale)
+            y = Tiles.rms_normed(x, second.scale)
             yield Stop.PASS
             y = gate_up.gated(y)
             yield Stop.PASS
             x = down(y, x)
+
+
+class TiledBlock:
+    """A block of the image encoder that ``packed.can_tile``, on a copy of its matrices."""
+
+    @torch.no_grad()
+    def __init__(self, block: SiglipBlock) -> None:
+        self._num_heads = block.num_heads
+        self._norms = [(norm.weight.float(), norm.bias.float()) for norm in (block.norm1, block.norm2)]
+        self._matrices = [Matrix(matrix.weight, matrix.bias) for matrix in block.matrices]
+
+    def __call__(self, x: Tensor, attention: Attention) -> Tensor:
+        """x [B, tokens, width] -> the same shape, both float32."""
+        qkv, out, fc1, fc2 = self._matrices
+        q, k, v = qkv(Tiles.layer_normed(x, *self._norms[0])).unflatten(-1, (3, self._num_heads, -1)).unbind(-3)
+        x = out(Tiles.of(attention(q, k, v)), x)
+        return fc2(fc1.gelu(Tiles.layer_normed(x, *self._norms[1])), x)
