@@ -25,7 +25,7 @@ if not has_amx():
 from pi0_control.model import amx
 
 SIZES: dict[str, Any] = {"prefix_width": 64, "prefix_mlp_dim": 96, "head_dim": 32, "num_heads": 2, "max_token_len": 120}
-SIZES["vision"] = replace(TINY.vision, width=32, mlp_dim=40)
+SIZES |= {"vision": replace(TINY.vision, width=32, mlp_dim=40), "action_width": 32, "action_mlp_dim": 64}
 FITS, FITS_PI05 = replace(TINY, **SIZES), replace(TINY_PI05, **SIZES)
 SHAPES = [  # tokens, depth, columns
     (1, 32, 64),
@@ -144,6 +144,9 @@ def test_norms_are_those_of_pytorch(shape: tuple[int, ...]) -> None:
     x, scale, shift = 3 * random(*shape), torch.randn(shape[-1]), torch.randn(shape[-1])
     normed = rows_of(amx.Tiles.rms_normed(x, scale))
     assert ulps(normed, F.rms_norm(x.float(), shape[-1:], scale, RMS_NORM_EPS)) < 1.01
+    exact = F.rms_norm(x.float(), shape[-1:], scale, RMS_NORM_EPS)
+    assert ulps(amx.rms_norm(x.mT.contiguous().mT, scale, shift), exact + shift) < 1.01
+    assert ulps(amx.rms_norm(x, scale, None), exact) < 1.01
     wide = 3 * torch.randn(*shape) + 5
     normed = rows_of(amx.Tiles.layer_normed(wide, scale, shift))
     assert ulps(normed, F.layer_norm(wide, shape[-1:], scale, shift, LAYER_NORM_EPS)) < 1.01

@@ -222,8 +222,8 @@ def _gelu(builder: Any, x: Any) -> Any:
 
 
 @_instructions
-def _rms_norm_row(builder: Any, x: Any, scale: Any, depth: Any, target: Any) -> None:
-    """RMS norm of a row so many tiles deep, times a scale in float32, to a row of tiles."""
+def _rms_norm_row(builder: Any, x: Any, scale: Any, shift: Any, depth: Any, target: Any, line_size: Any) -> None:
+    """RMS norm of a row so many tiles deep, with scale and shift in float32, to lines so many bytes apart."""
 
     def column(index: Any, half: int) -> Any:
         return _bfloat16(builder, _item(builder, x, index, 64), 32 * half)
@@ -231,9 +231,14 @@ def _rms_norm_row(builder: Any, x: Any, scale: Any, depth: Any, target: Any) -> 
     mean = _mean(builder, depth, lambda *place: _square(builder, column(*place)))
     factor = _one_over_root(builder, mean, RMS_NORM_EPS)
     with cgutils.for_range(builder, depth) as loop:
-        scales = [_float32(builder, _item(builder, scale, loop.index, 128), 64 * half) for half in range(2)]
-        normed = [builder.fmul(builder.fmul(column(loop.index, half), factor), scales[half]) for half in range(2)]
-        _write_line(builder, normed, _item(builder, target, loop.index, TILE))
+        normed = []
+        for half in range(2):
+            scales, shifts = (
+                _float32(builder, _item(builder, table, loop.index, 128), 64 * half) for table in (scale, shift)
+            )
+            scaled = builder.fmul(builder.fmul(column(loop.index, half), factor), scales)
+            normed.append(builder.fadd(scaled, shifts))
+        _write_line(builder, normed, builder.add(target, builder.mul(loop.index, line_size)))
 
 
 @_instructions
@@ -294,12 +299,19 @@ def _rotate_head(builder: Any, x: Any, cos: Any, sin: Any, half: Any, target: An
             _write(builder, rotated, _item(builder, target, index, 32))
 
 
-@njit("void(i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _rms_norm(x, scale, rows, depth, tiles):
+@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+def _rms_norm(x, scale, shift, rows, depth, tiles):
     """Rows so many tiles deep, in bfloat16."""
     for row in range(rows):
         target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
-        _rms_norm_row(x + 64 * depth * row, scale, depth, target)
+        _rms_norm_row(x + 64 * depth * row, scale, shift, depth, target, TILE)
+
+
+@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+def _rms_norm_rows(x, scale, shift, rows, depth, out):
+    """The same to rows."""
+    for row in range(rows):
+        _rms_norm_row(x + 64 * depth * row, scale, shift, depth, out + 64 * depth * row, 64)
 
 
 @njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
@@ -419,7 +431,8 @@ class Tiles(NamedTuple):
         x = x.contiguous()
         tiles = cls.empty(x.shape)
         rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
-        _rms_norm(x.data_ptr(), scale.data_ptr(), rows, depth, tiles.memory.data_ptr())
+        shift = torch.zeros_like(scale)
+        _rms_norm(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
         return tiles
 
     @classmethod
@@ -500,6 +513,14 @@ class Matrix:
             out.data_ptr(),
             end,
         )
+
+
+def rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """RMS norm of x [B, T, depth] in bfloat16 with scale and shift, float32 [depth]."""
+    x, shift = x.contiguous(), torch.zeros_like(scale) if shift is None else shift
+    out, rows, depth = torch.empty_like(x), x.shape[:-1].numel(), x.shape[-1] // 32
+    _rms_norm_rows(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, out.data_ptr())
+    return out
 
 
 def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, start: int) -> Tensor:

@@ -33,7 +33,7 @@ class OperatorLayers:
         suffix: of each step, those of each suffix layer; in a last row, those of known actions.
         prefix_kernels, suffix_kernels: the products of each layer.
         in_parts: whether the products of the prefix want few tokens at a time.
-        tiled: the layers of the prefix out of other kernels, each by one thread; None for operators.
+        tiled: the layers of the prefix out of other kernels, each by one thread; None for operators only.
     """
 
     model: Pi0
@@ -49,13 +49,15 @@ class OperatorLayers:
         cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], packs: bool, float8: bool
     ) -> "OperatorLayers":
         """For a model with its modulations of each layer, and of each step and layer."""
-        config, layers = model.config, model.prefix_layers
+        config, layers = model.config, (*model.prefix_layers, *model.suffix_layers)
         in_parts = packs and not float8 and all(map(can_pack, layers))
         has_few_threads = torch.get_num_threads() * LEAST <= config.prefix_len  # more would better share each product
         tiled = _tiled(model, prefix) if in_parts and has_few_threads and all(map(can_tile, layers)) else None
         part = max(part_sizes(1, config.prefix_len))
         packs_prefix = packs and tiled is None
-        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs_prefix, part) for layer in layers]
+        of_prefix = [
+            float8_kernels(layer) if float8 else _kernels(layer, packs_prefix, part) for layer in model.prefix_layers
+        ]
         of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in model.suffix_layers]
         return cls(model, prefix, suffix, of_prefix, of_suffix, in_parts, tiled)
 
@@ -85,7 +87,7 @@ class OperatorLayers:
         """Tokens x [B, T, width] of the prefix at place ``start``; the buffers have places for all of the prefix."""
         for index, layer in enumerate(self.model.prefix_layers):
             kernels, (first, second) = self.prefix_kernels[index], self.prefix[index]
-            queries = _queries(layer, kernels, first, x, start, rope, buffers, index)
+            queries = self._queries(layer, kernels, first, x, start, rope, buffers, index)
             if index + 1 == len(buffers):
                 return
             yield Stop.MEET  # keys and values of all parts are there
@@ -111,11 +113,40 @@ class OperatorLayers:
                 decided = self.suffix[-1][index]
                 pair = select(known, decided[0], pair[0]), select(known, decided[1], pair[1])
             kernels = self.suffix_kernels[index]
-            queries = _queries(layer, kernels, pair[0], x, start, rope, buffers, index)
+            queries = self._queries(layer, kernels, pair[0], x, start, rope, buffers, index)
             keys, values = buffers[index, :, :, : start + x.shape[1]]
             x = _add_gated(x, kernels.out(attend(queries, keys, values)), pair[0].gate)
-            x = _add_gated(x, kernels.down(kernels.hidden(normed(pair[1], x))), pair[1].gate)
+            x = _add_gated(x, kernels.down(kernels.hidden(self._normed(pair[1], x))), pair[1].gate)
         return x
+
+    def _queries(
+        self,
+        layer: GemmaLayer,
+        kernels: Kernels,
+        norm: Modulation,
+        x: Tensor,
+        start: int,
+        rope: Rope,
+        buffers: Tensor,
+        index: int,
+    ) -> Tensor:
+        """First half of a layer for x [B, T, width] at place ``start``: queries; keys and values into the buffers."""
+        heads, kv_heads, stop = layer.num_heads, layer.num_kv_heads, start + x.shape[1]
+        y = self._normed(norm, x)
+        qkv = kernels.qkv(y)
+        if self.tiled and layer.value_residual == "none":
+            return self.tiled.rotate_into(qkv, rope, buffers[index], start)
+        qk, v = qkv.unflatten(-1, (-1, layer.head_dim)).split([heads + kv_heads, kv_heads], dim=-2)
+        if layer.value_residual != "none":
+            v = layer.mix_values(y, v, buffers[0, 1, :, start:stop])
+        qk = _rotate(qk, rope[0][:, start:stop], rope[1][:, start:stop])
+        buffers[index, 0, :, start:stop] = qk[:, :, heads:]
+        buffers[index, 1, :, start:stop] = v
+        return qk[:, :, :heads]
+
+    def _normed(self, norm: Modulation, x: Tensor) -> Tensor:
+        is_for_all = norm.scale.dim() == 1
+        return self.tiled.normed(norm, x) if self.tiled and is_for_all else normed(norm, x)
 
 
 def select(mask: Tensor, where: Modulation, elsewhere: Modulation) -> Modulation:
@@ -154,28 +185,6 @@ def _tiled(model: Pi0, norms: list[Pair]) -> "TiledLayers":
 
 def _kernels(layer: GemmaLayer, packs: bool, tokens: int) -> Kernels:
     return pack(layer, tokens) if packs and can_pack(layer) else kernels_of(layer)
-
-
-def _queries(
-    layer: GemmaLayer,
-    kernels: Kernels,
-    norm: Modulation,
-    x: Tensor,
-    start: int,
-    rope: Rope,
-    buffers: Tensor,
-    index: int,
-) -> Tensor:
-    """First half of a layer for x [B, T, width] at place ``start``: keys and values into the buffers, and queries."""
-    heads, kv_heads, stop = layer.num_heads, layer.num_kv_heads, start + x.shape[1]
-    y = normed(norm, x)
-    qk, v = kernels.qkv(y).unflatten(-1, (-1, layer.head_dim)).split([heads + kv_heads, kv_heads], dim=-2)
-    if layer.value_residual != "none":
-        v = layer.mix_values(y, v, buffers[0, 1, :, start:stop])
-    qk = _rotate(qk, rope[0][:, start:stop], rope[1][:, start:stop])
-    buffers[index, 0, :, start:stop] = qk[:, :, heads:]
-    buffers[index, 1, :, start:stop] = v
-    return qk[:, :, :heads]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

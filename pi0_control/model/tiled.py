@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pi0_control.model.amx import Matrix, Tiles, rotate_into
+from pi0_control.model.amx import Matrix, Tiles, rms_norm, rotate_into
 from pi0_control.model.attention import Attention
 from pi0_control.model.crew import Part, Stop
+from pi0_control.model.gemma import Modulation
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.siglip import SiglipBlock
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TiledLayers:
-    """The layers of a prefix that ``packed.can_tile``.
+    """The layers of a prefix that ``packed.can_tile``, and what joins the products of a suffix.
 
     Attributes:
         norms: of each layer.
@@ -38,11 +39,18 @@ class TiledLayers:
             matrices.append((qkv, out, Matrix(layer.gate_up.weight, is_gated=True), down))
         return cls(norms, matrices)
 
+    rotate_into = staticmethod(rotate_into)
+
+    @staticmethod
+    def normed(norm: Modulation, x: Tensor) -> Tensor:
+        """``layers.normed`` in bfloat16, for a modulation of all tokens."""
+        return rms_norm(x, norm.scale, norm.shift)
+
     def run_part(self, x: Tensor, start: int, rope: "Rope", attend: "Attend", buffers: Tensor) -> Part[None]:
         """As ``OperatorLayers.run_part``."""
         for index, (qkv, out, gate_up, down) in enumerate(self.matrices):
             first, second = self.norms[index]
-            queries = rotate_into(qkv(Tiles.rms_normed(x, first.scale)), rope, buffers[index], start)
+            queries = self.rotate_into(qkv(Tiles.rms_normed(x, first.scale)), rope, buffers[index], start)
             if index + 1 == len(buffers):
                 return
             yield Stop.MEET  # keys and values of all parts are there
