@@ -13,21 +13,17 @@ in the order in which it is loaded:
 The sums of a block are rounded, once, between the products of the next block, after what stands behind a product in a
 layer: the residual sum, or GELU and gating. One thread computes a product; ``crew.py`` has several at work.
 
-Functions under ``_instructions`` write what LLVM is to compile, on addresses; those under ``njit`` are loops of them.
+All is done on addresses; ``tiles.py`` has the tensors. Functions under ``_instructions`` write what LLVM is to compile,
+those under ``njit`` are loops of them.
 """
 
-import mmap
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
 from pi0_control.model.gemma import RMS_NORM_EPS
 from pi0_control.model.siglip import LAYER_NORM_EPS
@@ -37,7 +33,6 @@ DEEPEST = 72  # tiles: 224 tokens so deep take 1 MB of a second cache of 2
 LINES = 5  # of 64 bytes of the next panel to fetch in each step, so that 7 blocks fetch all of it
 TILE, PANEL_TILE, SUMS = 1024, 2048, 4096  # bytes of a tile, of two side by side, and of a block's sums
 ROWS, ADDED, ADDED_WIDE, GELU, GATED = range(5)  # what a product ends in: rows or tiles, and what is done before
-HUGE_PAGE = 2 << 20
 
 _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT = ir.FloatType()
@@ -300,7 +295,7 @@ def _rotate_head(builder: Any, x: Any, cos: Any, sin: Any, half: Any, target: An
 
 
 @njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _rms_norm(x, scale, shift, rows, depth, tiles):
+def rms_norm_tiles(x, scale, shift, rows, depth, tiles):
     """Rows so many tiles deep, in bfloat16."""
     for row in range(rows):
         target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
@@ -308,14 +303,14 @@ def _rms_norm(x, scale, shift, rows, depth, tiles):
 
 
 @njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _rms_norm_rows(x, scale, shift, rows, depth, out):
+def rms_norm_rows(x, scale, shift, rows, depth, out):
     """The same to rows."""
     for row in range(rows):
         _rms_norm_row(x + 64 * depth * row, scale, shift, depth, out + 64 * depth * row, 64)
 
 
 @njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _layer_norm(x, scale, shift, rows, depth, tiles):
+def layer_norm_tiles(x, scale, shift, rows, depth, tiles):
     """Rows so many tiles deep, in float32."""
     for row in range(rows):
         target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
@@ -323,7 +318,7 @@ def _layer_norm(x, scale, shift, rows, depth, tiles):
 
 
 @njit("void(i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _to_tiles(x, rows, depth, tiles):
+def to_tiles(x, rows, depth, tiles):
     """Rows so many tiles deep as they are."""
     for row in range(rows):
         for deep in range(depth):
@@ -331,7 +326,7 @@ def _to_tiles(x, rows, depth, tiles):
 
 
 @njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _rotate(qkv, rows, heads, kv_heads, half, cos, sin, queries, keys, values):
+def rotate(qkv, rows, heads, kv_heads, half, cos, sin, queries, keys, values):
     """Rotated queries and keys, and values, each [rows, heads, head] of its own, from [rows, all heads, head]."""
     size = 64 * half  # of a head, and half of its angles
     for row in range(rows):
@@ -365,7 +360,7 @@ def _finish_rows(first, stop, sums, bias, to, row_size, half_size, away, end):
 
 
 @njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def _multiply(config, tokens, rows, depth, weights, bias, panels, sums, residual, out, end):
+def multiply(config, tokens, rows, depth, weights, bias, panels, sums, residual, out, end):
     """Rows of tokens by panels of weights, so many tiles deep, to what ``end`` says; the rest are addresses.
 
     ``sums`` has room for two blocks, for all of them if depth > DEEPEST.
@@ -409,162 +404,3 @@ def _multiply(config, tokens, rows, depth, weights, bias, panels, sums, residual
                     to = out + half_size * 2 * block + across
     _finish_rows(0, left, done, its_bias, to, row_size, half_size, residual - out, end)
     _end()
-
-
-class Tiles(NamedTuple):
-    """Tokens [B, T, depth] in bfloat16 as tiles [B * T / 16, depth / 32, 16, 32], an even number of rows of them."""
-
-    memory: Tensor
-    shape: torch.Size
-
-    @classmethod
-    def of(cls, x: Tensor) -> "Tiles":
-        """Of x [B, T, depth]."""
-        x = x.contiguous()
-        tiles = cls.empty(x.shape)
-        _to_tiles(x.data_ptr(), x.shape[:-1].numel(), x.shape[-1] // 32, tiles.memory.data_ptr())
-        return tiles
-
-    @classmethod
-    def rms_normed(cls, x: Tensor, scale: Tensor) -> "Tiles":
-        """Of the RMS norm of x [B, T, depth] in bfloat16 times a scale, float32 [depth]."""
-        x = x.contiguous()
-        tiles = cls.empty(x.shape)
-        rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
-        shift = torch.zeros_like(scale)
-        _rms_norm(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
-        return tiles
-
-    @classmethod
-    def layer_normed(cls, x: Tensor, scale: Tensor, shift: Tensor) -> "Tiles":
-        """Of the LayerNorm of x [B, T, depth] with scale and shift [depth], all float32."""
-        x = x.contiguous()
-        tiles = cls.empty(x.shape)
-        rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
-        _layer_norm(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
-        return tiles
-
-    @classmethod
-    def empty(cls, shape: torch.Size) -> "Tiles":
-        """Yet to be written."""
-        rows = -(-shape[:-1].numel() // BLOCK) * 2
-        return cls(torch.empty(rows, shape[-1] // 32, 16, 32, dtype=torch.bfloat16), shape)
-
-
-class Matrix:
-    """A matrix [columns, depth] in bfloat16 with its bias, copied to panels, filled up with zeros.
-
-    Args:
-        weight: [columns, depth].
-        bias: [columns] or None.
-        is_gated: the first half of the columns are gates for the second; without a bias.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, is_gated: bool = False) -> None:
-        self.panels, self.depth = (-(-size // BLOCK) for size in weight.shape)
-        more = [self.panels * BLOCK - weight.shape[0], self.depth * 32 - weight.shape[1]]
-        if is_gated:
-            weight = weight.unflatten(0, (2, -1, 16)).transpose(0, 1).flatten(0, 2)
-        self.bias = torch.zeros(self.panels * BLOCK) if bias is None else F.pad(bias.float(), (0, more[0]))
-        pairs = F.pad(weight, (0, more[1], 0, more[0])).view(torch.int32).view(self.panels, 2, 16, self.depth, 16)
-        self.memory = _in_huge_pages(pairs.numel() * 4).view(torch.int32)
-        count = -(-self.depth // DEEPEST)
-        passes = pairs.permute(3, 0, 1, 4, 2).tensor_split([self.depth * index // count for index in range(1, count)])
-        for memory, deep in zip(self.memory.split([deep.numel() for deep in passes]), passes, strict=True):
-            memory.view(self.panels, -1, 2, 16, 16).copy_(deep.transpose(0, 1))
-
-    def __call__(self, tokens: Tiles, residual: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, depth] -> [B, T, columns], plus a residual in bfloat16 or float32, which is the result's."""
-        dtype = torch.bfloat16 if residual is None else residual.dtype
-        out = torch.empty(*tokens.shape[:-1], self.panels * BLOCK, dtype=dtype)
-        if residual is None:
-            self._multiply(tokens, out, ROWS)
-        else:
-            self._multiply(tokens, out, ADDED if dtype == torch.bfloat16 else ADDED_WIDE, residual.contiguous())
-        return out
-
-    def gelu(self, tokens: Tiles) -> Tiles:
-        """Tokens [B, T, depth] -> gelu of the product, [B, T, columns]."""
-        out = Tiles.empty(torch.Size((*tokens.shape[:-1], self.panels * BLOCK)))
-        self._multiply(tokens, out.memory, GELU)
-        return out
-
-    def gated(self, tokens: Tiles) -> Tiles:
-        """Tokens [B, T, depth] -> gelu(gate) * up, [B, T, columns / 2]."""
-        out = Tiles.empty(torch.Size((*tokens.shape[:-1], self.panels * BLOCK // 2)))
-        self._multiply(tokens, out.memory, GATED)
-        return out
-
-    def _multiply(self, tokens: Tiles, out: Tensor, end: int, residual: Tensor | None = None) -> None:
-        if tokens.memory.shape[1] != self.depth:
-            raise ValueError(f"Tokens are {32 * tokens.memory.shape[1]} deep, the matrix {32 * self.depth}.")
-        blocks = len(tokens.memory) // 2 * self.panels if self.depth > DEEPEST else 2
-        sums = torch.empty(blocks * SUMS, dtype=torch.uint8)
-        _multiply(
-            _config().data_ptr(),
-            tokens.memory.data_ptr(),
-            tokens.shape[:-1].numel(),
-            self.depth,
-            self.memory.data_ptr(),
-            self.bias.data_ptr(),
-            self.panels,
-            sums.data_ptr(),
-            0 if residual is None else residual.data_ptr(),
-            out.data_ptr(),
-            end,
-        )
-
-
-def rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """RMS norm of x [B, T, depth] in bfloat16 with scale and shift, float32 [depth]."""
-    x, shift = x.contiguous(), torch.zeros_like(scale) if shift is None else shift
-    out, rows, depth = torch.empty_like(x), x.shape[:-1].numel(), x.shape[-1] // 32
-    _rms_norm_rows(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, out.data_ptr())
-    return out
-
-
-def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, start: int) -> Tensor:
-    """Queries [B, T, heads, head_dim] rotated; rotated keys, and values, into the cache.
-
-    Args:
-        qkv: [B, T, columns].
-        rope: cosines, and sines with the first half negated, of all places, float32 [1 or B, places, 1, head_dim].
-        cache: keys and values [2, B, places, kv_heads, head_dim].
-        start: place of the first token.
-    """
-    (batch, length, columns), (kv_heads, head_dim) = qkv.shape, cache.shape[-2:]
-    queries = qkv.new_empty(batch, length, columns // head_dim - 2 * kv_heads, head_dim)
-    for row in range(batch):
-        cos, sin = (table[row % len(table), start] for table in rope)
-        _rotate(
-            qkv[row].data_ptr(),
-            length,
-            queries.shape[2],
-            kv_heads,
-            head_dim // 32,
-            cos.data_ptr(),
-            sin.data_ptr(),
-            queries[row].data_ptr(),
-            cache[0, row, start].data_ptr(),
-            cache[1, row, start].data_ptr(),
-        )
-    return queries
-
-
-@cache
-def _config() -> Tensor:
-    """All eight tiles whole, for LDTILECFG."""
-    config = torch.zeros(64, dtype=torch.uint8)
-    config[0] = 1  # the palette
-    config[16:32:2] = 64  # bytes of a row
-    config[48:56] = 16  # rows
-    return config
-
-
-def _in_huge_pages(size: int) -> Tensor:
-    """Memory that reading in order does not look up page by page."""
-    pages = mmap.mmap(-1, size + HUGE_PAGE)
-    pages.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(pages, dtype=torch.uint8)
-    start = -memory.data_ptr() % HUGE_PAGE
-    return memory[start : start + size]

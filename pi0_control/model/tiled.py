@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pi0_control.model.amx import Matrix, Tiles, rms_norm, rotate_into
 from pi0_control.model.attention import Attention
 from pi0_control.model.crew import Part, Stop
 from pi0_control.model.gemma import Modulation
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.siglip import SiglipBlock
+from pi0_control.model.tiles import Matrix, Tiles, rms_norm, rotate_into
 
 if TYPE_CHECKING:
     from pi0_control.model.layers import Attend, Pair, Rope
