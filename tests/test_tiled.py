@@ -1,5 +1,6 @@
 """Layers by tile registers are those of operators, whoever computes which part."""
 
+import sys
 from dataclasses import replace
 from threading import current_thread, main_thread
 from typing import Any
@@ -93,3 +94,10 @@ def test_more_threads_than_parts_share_every_product() -> None:
         tables = FastSampler(model, 2, packs=True).tables
         assert tables.vision is not None
         assert (tables.layers.tiled is not None, tables.vision.by_one_thread) == (threads == 1, threads <= 2)
+
+
+def test_without_numba_all_is_left_to_oneDNN(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "pi0_control.model.amx", None)  # to import it is an error
+    with caplog.at_level("INFO"):
+        assert not has_amx.__wrapped__()
+    assert "pip install 'pi0-control[amx]'" in caplog.text

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pi0_control.model.crew import Part, Stop, run_parts
 from pi0_control.model.float8 import Float8Matrix, scaled_rows
+from pi0_control.model.packed import has_amx
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.sampler import now
 
@@ -115,15 +117,34 @@ class VisionClock:
 
 @torch.no_grad()
 def roofline(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[str, float]:
-    """What the machine reaches in the best of several tries: FLOP/s of a product of matrices, bytes/s of a copy."""
+    """What the machine reaches in the best of several tries: FLOP/s of a product of matrices, bytes/s of a copy.
+
+    The product is PyTorch's or ours, whichever is faster.
+    """
     size, length = _size(device), 2**26 if device.type == "cpu" else 2**28
     x = torch.randn(size, size, device=device).to(dtype)
     source = torch.zeros(length, device=device)
     target = torch.zeros_like(source)
+    products: list[Callable[[], object]] = [lambda: x @ x]
+    if device.type == "cpu" and dtype == torch.bfloat16 and has_amx():
+        products.append(_tiled_product(x))
     return {
-        "flops": 2 * size**3 / _best_s(lambda: x @ x, device, repeats),
+        "flops": 2 * size**3 / min(_best_s(product, device, repeats) for product in products),
         "bytes_per_s": 2 * 4 * length / _best_s(lambda: target.copy_(source), device, repeats),
     }
+
+
+def _tiled_product(x: Tensor) -> Callable[[], object]:
+    """x @ x.T of x [size, size] by the kernels for tile registers, 256 rows at a time."""
+    from pi0_control.model.tiles import Matrix, Tiles  # needs Numba
+
+    matrix, rows = Matrix(x), [Tiles.of(part[None]) for part in x.split(256)]
+
+    def part(tokens: Tiles) -> Part[Tensor]:
+        yield Stop.PASS
+        return matrix(tokens)
+
+    return lambda: run_parts([part(tokens) for tokens in rows], even_few=True)
 
 
 @torch.no_grad()

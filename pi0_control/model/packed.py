@@ -4,11 +4,12 @@ In bfloat16 an activation and the gating behind a product are then done while a 
 float32. These are the operators that torch.compile takes for a frozen model on a CPU.
 """
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ Product = Callable[[Tensor], Tensor]
 Block = Callable[[Tensor, Attention], Tensor]  # of an image encoder, x [B, tokens, width] -> the same shape, float32
 LEAST, PART = 96, 256  # tokens of a product if a prefix goes in parts
 TILE = 32  # what they are a multiple of where they can be
+LOG = logging.getLogger(__name__)
 _linear = torch.ops.mkldnn._linear_pointwise
 
 
@@ -69,9 +71,15 @@ def part_sizes(batch: int, length: int, least_parts: int = 1) -> list[int]:
 
 @cache
 def has_amx() -> bool:
-    """Whether there is what ``amx.py`` needs: the tile registers of a CPU, and Numba."""
-    there = sys.platform == "linux" and find_spec("numba") and torch.cpu.get_capabilities().get("amx_bf16", False)
-    return bool(there) and torch.cpu._init_amx()  # asks the system to let this process use them
+    """Whether ``amx.py`` can compute here: on a CPU with tile registers, if Numba is installed."""
+    if sys.platform != "linux" or not torch.cpu._is_amx_tile_supported():
+        return False
+    try:
+        import_module("pi0_control.model.amx")
+    except ImportError as error:
+        LOG.info("This CPU has tile registers (AMX); pip install 'pi0-control[amx]' to use them better (%s).", error)
+        return False
+    return torch.cpu._init_amx()  # asks the system to let this process use them
 
 
 def can_tile(layer: GemmaLayer | SiglipBlock) -> bool:
