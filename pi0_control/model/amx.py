@@ -106,6 +106,11 @@ def _copy_line(builder: Any, source: Any, target: Any) -> None:
     builder.store(builder.load(_at(builder, source, kind=_INTS), align=2), _at(builder, target, kind=_INTS), align=2)
 
 
+@_instructions
+def _copy_pair(builder: Any, source: Any, target: Any) -> None:
+    builder.store(builder.load(_at(builder, source, kind=_INT), align=2), _at(builder, target, kind=_INT), align=4)
+
+
 def _load_tile(builder: Any, tile: int, address: Any, offset: int = 0) -> None:
     _emit(builder, "llvm.x86.tileloadd64", _BYTE(tile), _at(builder, address, offset), _LONG(64))
 
@@ -323,6 +328,23 @@ def to_tiles(x, rows, depth, tiles):
     for row in range(rows):
         for deep in range(depth):
             _copy_line(x + 64 * (depth * row + deep), tiles + TILE * (depth * (row // 16) + deep) + 64 * (row % 16))
+
+
+@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+def to_panels(weight, panels, depth, panel_step, side_step, target):
+    """A matrix so many tiles deep into panels, whose columns begin so many apart, as do the two sides of a panel."""
+    passes = (depth + DEEPEST - 1) // DEEPEST
+    for index in range(passes):
+        first = depth * index // passes
+        deep = depth * (index + 1) // passes - first
+        for panel in range(panels):
+            for side in range(2):
+                for column in range(16):
+                    source = weight + 64 * (depth * (panel_step * panel + side_step * side + column) + first)
+                    tile = target + PANEL_TILE * (first * panels + panel * deep) + TILE * side + 4 * column
+                    for step in range(deep):
+                        for pair in range(16):
+                            _copy_pair(source + 64 * step + 4 * pair, tile + PANEL_TILE * step + 64 * pair)
 
 
 @njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")

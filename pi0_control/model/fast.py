@@ -99,7 +99,7 @@ def _vision(model: Pi0) -> PackedBlocks | None:
     blocks = cast(Sequence[SiglipBlock], model.vision.blocks)
     if not all(map(can_pack, blocks)):
         return None
-    if torch.get_num_threads() <= model.config.num_cameras and all(map(can_tile, blocks)):
+    if torch.get_num_threads() <= model.config.num_cameras and all(map(can_tile, blocks)):  # a thread takes an image
         from pi0_control.model.tiled import TiledBlock  # needs Numba
 
         return PackedBlocks([TiledBlock(block) for block in blocks], by_one_thread=True)

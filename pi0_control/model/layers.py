@@ -1,4 +1,7 @@
-"""The layers of both experts out of PyTorch's operators, for :class:`fast.FastSampler`; ``fused.py`` has a GPU's."""
+"""The layers of both experts out of PyTorch's operators, for :class:`fast.FastSampler`.
+
+``tiled.py`` has those of a prefix for the tile registers of a CPU, ``fused.py`` both experts' for a GPU.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ class OperatorLayers:
         suffix: of each step, those of each suffix layer; in a last row, those of known actions.
         prefix_kernels, suffix_kernels: the products of each layer.
         in_parts: whether the products of the prefix want few tokens at a time.
-        tiled: the layers of the prefix out of other kernels, each by one thread; None for operators only.
+        tiled: the layers of the prefix out of kernels instead, each by one thread; None for operators only.
     """
 
     model: Pi0
@@ -49,15 +52,13 @@ class OperatorLayers:
         cls, model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], packs: bool, float8: bool
     ) -> "OperatorLayers":
         """For a model with its modulations of each layer, and of each step and layer."""
-        config, layers = model.config, (*model.prefix_layers, *model.suffix_layers)
+        config, layers = model.config, model.prefix_layers
         in_parts = packs and not float8 and all(map(can_pack, layers))
-        has_few_threads = torch.get_num_threads() * LEAST <= config.prefix_len  # more would better share each product
-        tiled = _tiled(model, prefix) if in_parts and has_few_threads and all(map(can_tile, layers)) else None
-        part = max(part_sizes(1, config.prefix_len))
-        packs_prefix = packs and tiled is None
-        of_prefix = [
-            float8_kernels(layer) if float8 else _kernels(layer, packs_prefix, part) for layer in model.prefix_layers
-        ]
+        has_few_threads = torch.get_num_threads() * LEAST <= config.prefix_len  # more had better share each product
+        can_be_tiled = in_parts and has_few_threads and all(map(can_tile, (*layers, *model.suffix_layers)))
+        tiled = _tiled(model, prefix) if can_be_tiled else None
+        packs_prefix, part = packs and not can_be_tiled, max(part_sizes(1, config.prefix_len))
+        of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs_prefix, part) for layer in layers]
         of_suffix = [_kernels(layer, packs, config.suffix_len) for layer in model.suffix_layers]
         return cls(model, prefix, suffix, of_prefix, of_suffix, in_parts, tiled)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pi0_control.model.attention import Attention
-from pi0_control.model.crew import Part, Stop
-from pi0_control.model.gemma import Modulation
+from pi0_control.model.crew import Part, Stop, run_parts
+from pi0_control.model.gemma import GemmaLayer, Modulation
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.siglip import SiglipBlock
 from pi0_control.model.tiles import Matrix, Tiles, rms_norm, rotate_into
@@ -33,11 +33,7 @@ class TiledLayers:
     @torch.no_grad()
     def make(cls, model: Pi0, norms: "list[Pair]") -> "TiledLayers":
         """For a model with the norms of each prefix layer."""
-        matrices = []
-        for layer in model.prefix_layers:
-            qkv, out, down = (Matrix(matrix.weight) for matrix in (layer.qkv, layer.out, layer.down))
-            matrices.append((qkv, out, Matrix(layer.gate_up.weight, is_gated=True), down))
-        return cls(norms, matrices)
+        return cls(norms, run_parts([_matrices(layer) for layer in model.prefix_layers], even_few=True))
 
     rotate_into = staticmethod(rotate_into)
 
@@ -60,6 +56,12 @@ class TiledLayers:
             y = gate_up.gated(y)
             yield Stop.PASS
             x = down(y, x)
+
+
+def _matrices(layer: GemmaLayer) -> Part[tuple[Matrix, Matrix, Matrix, Matrix]]:
+    yield Stop.PASS
+    qkv, out, down = (Matrix(matrix.weight) for matrix in (layer.qkv, layer.out, layer.down))
+    return qkv, out, Matrix(layer.gate_up.weight, is_gated=True), down
 
 
 class TiledBlock:

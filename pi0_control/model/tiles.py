@@ -65,15 +65,11 @@ class Matrix:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, is_gated: bool = False) -> None:
         self.panels, self.depth = (-(-size // amx.BLOCK) for size in weight.shape)
         more = [self.panels * amx.BLOCK - weight.shape[0], self.depth * 32 - weight.shape[1]]
-        if is_gated:
-            weight = weight.unflatten(0, (2, -1, 16)).transpose(0, 1).flatten(0, 2)
+        weight = (F.pad(weight, (0, more[1], 0, more[0])) if any(more) else weight.detach()).contiguous()
         self.bias = torch.zeros(self.panels * amx.BLOCK) if bias is None else F.pad(bias.float(), (0, more[0]))
-        pairs = F.pad(weight, (0, more[1], 0, more[0])).view(torch.int32).view(self.panels, 2, 16, self.depth, 16)
-        self.memory = _in_huge_pages(pairs.numel() * 4).view(torch.int32)
-        count = -(-self.depth // amx.DEEPEST)
-        passes = pairs.permute(3, 0, 1, 4, 2).tensor_split([self.depth * index // count for index in range(1, count)])
-        for memory, deep in zip(self.memory.split([deep.numel() for deep in passes]), passes, strict=True):
-            memory.view(self.panels, -1, 2, 16, 16).copy_(deep.transpose(0, 1))
+        self.memory = _in_huge_pages(weight.nbytes)
+        steps = (16, len(weight) // 2) if is_gated else (32, 16)
+        amx.to_panels(weight.data_ptr(), self.panels, self.depth, *steps, self.memory.data_ptr())
 
     def __call__(self, tokens: Tiles, residual: Tensor | None = None) -> Tensor:
         """Tokens [B, T, depth] -> [B, T, columns], plus a residual in bfloat16 or float32, which is the result's."""
