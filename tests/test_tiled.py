@@ -1,5 +1,7 @@
 """Layers by tile registers are those of operators, whoever computes which part."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from threading import current_thread, main_thread
@@ -101,3 +103,10 @@ def test_without_numba_all_is_left_to_oneDNN(monkeypatch: pytest.MonkeyPatch, ca
     with caplog.at_level("INFO"):
         assert not has_amx.__wrapped__()
     assert "pip install 'pi0-control[amx]'" in caplog.text
+
+
+def test_a_numba_that_compiles_for_other_cpus_is_not_used() -> None:
+    script = "from pi0_control.model.packed import has_amx; print(has_amx())"
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}  # with it LLVM would end the process
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

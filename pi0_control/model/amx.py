@@ -21,12 +21,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from pi0_control.model.gemma import RMS_NORM_EPS
 from pi0_control.model.siglip import LAYER_NORM_EPS
+
+_other_cpu = config.CPU_NAME or config.CPU_FEATURES  # type: ignore[attr-defined]
+if _other_cpu or not get_host_cpu_features().get("amx-bf16"):
+    raise ImportError(f"Numba compiles for a CPU without tile registers (NUMBA_CPU_NAME or _FEATURES: {_other_cpu})")
 
 BLOCK = 32  # tokens and columns of a block of sums
 DEEPEST = 72  # tiles: 224 tokens so deep take 1 MB of a second cache of 2

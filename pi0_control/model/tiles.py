@@ -1,6 +1,7 @@
 """Tokens and matrices as the tile registers of a CPU want them (``amx.py``)."""
 
 import mmap
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -162,7 +163,8 @@ def _config() -> Tensor:
 def _in_huge_pages(size: int) -> Tensor:
     """Memory that reading in order does not look up page by page."""
     pages = mmap.mmap(-1, size + HUGE_PAGE)
-    pages.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a system without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     start = -memory.data_ptr() % HUGE_PAGE
     return memory[start : start + size]
