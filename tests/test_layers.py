@@ -19,7 +19,7 @@ ROOMS = {
     "gymnasium": ("pi0_control/control/agent.py", "pi0_control/control/mapping.py", "sims/"),
     "mujoco": ("sims/",),
     **dict.fromkeys(ROS.split(), ("pi0_control/ros/",)),
-    **dict.fromkeys(("numba", "llvmlite"), ("pi0_control/model/amx.py",)),
+    **dict.fromkeys(("numba", "llvmlite"), ("pi0_control/model/amx.py", "pi0_control/model/llvm.py")),
     **dict.fromkeys(("msgpack", "websockets"), ("pi0_control/serving/",)),
 }
 
