@@ -1,5 +1,6 @@
 """The fast path has the numbers of the plain one, whatever is switched on."""
 
+import sys
 from dataclasses import replace
 from threading import current_thread, main_thread
 from typing import Any
@@ -143,6 +144,13 @@ def test_parts_of_a_prefix_are_alike_and_small(batch: int, length: int, least_pa
     assert max([*whole, last]) - min([*whole, last]) < 2 * packed.TILE
     assert batch * max([*whole, last]) <= packed.PART + batch * packed.TILE
     assert len(whole) + 1 >= min(least_parts, length / packed.TILE)
+
+
+def test_an_encoder_without_blocks_needs_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pi0_control.model.tiled", None)  # to import it is an error
+    model = make_model(replace(TINY, vision=replace(TINY.vision, depth=0)))
+    for dtype in (torch.bfloat16, torch.float32):
+        assert FastSampler(model.cast(dtype), 2, packs=True).tables.vision is None
 
 
 def test_packed_copies_follow_the_weights() -> None:

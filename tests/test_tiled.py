@@ -105,8 +105,9 @@ def test_without_numba_all_is_left_to_oneDNN(monkeypatch: pytest.MonkeyPatch, ca
     assert "pip install 'pi0-control[amx]'" in caplog.text
 
 
-def test_a_numba_that_compiles_for_other_cpus_is_not_used() -> None:
+@pytest.mark.parametrize(("name", "value"), [("NUMBA_CPU_NAME", "generic"), ("NUMBA_DISABLE_JIT", "1")])
+def test_a_numba_that_does_not_compile_for_this_cpu_is_not_used(name: str, value: str) -> None:
     script = "from pi0_control.model.packed import has_amx; print(has_amx())"
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}  # with it LLVM would end the process
+    environment = {**os.environ, name: value}  # with the first, LLVM would end the process
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]

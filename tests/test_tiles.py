@@ -83,9 +83,29 @@ def test_what_does_not_fill_a_panel_is_filled_up_with_zeros() -> None:
     assert ulps(Matrix(second)(hidden), rows_of(hidden)[..., :40].float() @ second.float().mT) < 1.01
 
 
-def test_a_matrix_refuses_tokens_of_another_depth() -> None:
+def test_what_does_not_fit_is_refused() -> None:
+    tiles, wide = Tiles.of(random(1, 3, 64)), torch.ones(96)
     with pytest.raises(ValueError, match="Tokens are 64 deep, the matrix 96"):
-        Matrix(random(64, 96))(Tiles.of(random(1, 3, 64)))
+        Matrix(random(64, 96))(tiles)
+    for call in (
+        lambda: Matrix(random(64, 64).float()),
+        lambda: Matrix(random(96, 64), is_gated=True),
+        lambda: Matrix(random(64, 64), wide, is_gated=True),
+        lambda: Matrix(random(40, 64))(tiles),
+        lambda: Matrix(random(64, 64))(tiles, random(1, 3, 32)),
+        lambda: Tiles.of(random(1, 3, 40)),
+        lambda: Tiles.rms_normed(torch.randn(1, 3, 96), wide),
+        lambda: Tiles.layer_normed(random(1, 3, 96), wide, wide),
+        lambda: rms_norm(torch.randn(1, 3, 96), wide, None),
+    ):
+        with pytest.raises(ValueError, match=r"bfloat16|float32|panels|multiple of 32"):
+            call()
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1])
+def test_what_is_not_a_number_stays_none(bits: int) -> None:
+    x = torch.full((1, 1, 32), bits, dtype=torch.int32).view(torch.float32)
+    assert rows_of(Tiles.layer_normed(x, torch.ones(32), torch.zeros(32))).isnan().all()
 
 
 def test_what_is_exact_in_bfloat16_stays_as_it_is() -> None:

@@ -97,7 +97,7 @@ def _fused(model: Pi0, prefix: list[Pair], suffix: list[list[Pair]], float8: boo
 
 def _vision(model: Pi0) -> PackedBlocks | None:
     blocks = cast(Sequence[SiglipBlock], model.vision.blocks)
-    if not all(map(can_pack, blocks)):
+    if not blocks or not all(map(can_pack, blocks)):
         return None
     if torch.get_num_threads() <= model.config.num_cameras and all(map(can_tile, blocks)):  # a thread takes an image
         from pi0_control.model.tiled import TiledBlock  # needs Numba
@@ -147,7 +147,8 @@ class FastSampler:
         model: the network.
         num_steps: Euler steps N.
         packs: in bfloat16 on a CPU, hold a copy of the layers' matrices as its kernels want them, 5.4 GB more at full
-            size, and let threads take parts of images and prefix as they become free (``crew.py``).
+            size, and let threads take parts of images and prefix as they become free (``crew.py``); for as many threads
+            as PyTorch has when it first samples.
         fuses: on a GPU, run the layers with kernels of our own (``kernels.py``); for models that ``can_fuse``.
         float8: multiply the prefix in float8 (``float8.py``), with a copy of its matrices; not the same numbers.
 

@@ -12,9 +12,9 @@ from numba.extending import intrinsic
 from pi0_control.model.gemma import RMS_NORM_EPS
 from pi0_control.model.siglip import LAYER_NORM_EPS
 
-_other_cpu = config.CPU_NAME or config.CPU_FEATURES  # type: ignore[attr-defined]
-if _other_cpu or not get_host_cpu_features().get("amx-bf16"):
-    raise ImportError(f"Numba compiles for a CPU without tile registers (NUMBA_CPU_NAME or _FEATURES: {_other_cpu})")
+_settings = {name: getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES", "DISABLE_JIT")}
+if any(_settings.values()) or not get_host_cpu_features().get("amx-bf16"):
+    raise ImportError(f"Numba does not compile for this CPU's tile registers; its settings are {_settings}")
 
 LINES = 5  # of 64 bytes of the next panel to fetch in each step, so that 7 blocks fetch all of it
 TILE = 1024  # bytes
@@ -67,10 +67,11 @@ def _bfloat16(builder: Any, address: Any, offset: int = 0) -> Any:
 
 
 def _rounded(builder: Any, x: Any) -> Any:
-    """The bits of x in bfloat16, ties to even."""
+    """The bits of x in bfloat16, ties to even; what is not a number stays none."""
     bits = builder.bitcast(x, _INTS)
     is_odd = builder.and_(builder.lshr(bits, _splat(_INTS, 16)), _splat(_INTS, 1))
     bits = builder.add(bits, builder.add(is_odd, _splat(_INTS, 0x7FFF)))
+    bits = builder.select(builder.fcmp_unordered("uno", x, x), _splat(_INTS, 0x7FC00000), bits)
     return builder.trunc(builder.lshr(bits, _splat(_INTS, 16)), _SHORTS)
 
 

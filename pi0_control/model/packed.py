@@ -23,7 +23,7 @@ from pi0_control.model.siglip import SiglipBlock
 Product = Callable[[Tensor], Tensor]
 Block = Callable[[Tensor, Attention], Tensor]  # of an image encoder, x [B, tokens, width] -> the same shape, float32
 LEAST, PART = 96, 256  # tokens of a product if a prefix goes in parts
-TILE = 32  # what they are a multiple of where they can be
+TILE = 32  # what they are a multiple of where they can be: two tiles of a CPU that has such registers
 LOG = logging.getLogger(__name__)
 _linear = torch.ops.mkldnn._linear_pointwise
 
@@ -77,7 +77,7 @@ def has_amx() -> bool:
     try:
         import_module("pi0_control.model.amx")
     except ImportError as error:
-        LOG.info("This CPU has tile registers (AMX); pip install 'pi0-control[amx]' to use them better (%s).", error)
+        LOG.info("This CPU's tile registers (AMX) are used best with Numba, pip install 'pi0-control[amx]': %s", error)
         return False
     return torch.cpu._init_amx()  # asks the system to let this process use them
 

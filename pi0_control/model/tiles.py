@@ -1,8 +1,5 @@
 """Tokens and matrices as the tile registers of a CPU want them (``amx.py``)."""
 
-import mmap
-from contextlib import suppress
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -11,7 +8,10 @@ from torch import Tensor
 
 from pi0_control.model import amx
 
-HUGE_PAGE = 2 << 20  # bytes
+_CONFIG = torch.zeros(64, dtype=torch.uint8)  # of all eight tiles, whole, for LDTILECFG
+_CONFIG[0] = 1  # the palette
+_CONFIG[16:32:2] = 64  # bytes of a row
+_CONFIG[48:56] = 16  # rows
 
 
 class Tiles(NamedTuple):
@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> "Tiles":
         """Of x [B, T, depth]."""
-        x = x.contiguous()
+        x = _checked(x, torch.bfloat16)
         tiles = cls.empty(x.shape)
         amx.to_tiles(x.data_ptr(), x.shape[:-1].numel(), x.shape[-1] // 32, tiles.memory.data_ptr())
         return tiles
@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     @classmethod
     def rms_normed(cls, x: Tensor, scale: Tensor) -> "Tiles":
         """Of the RMS norm of x [B, T, depth] in bfloat16 times a scale, float32 [depth]."""
-        x = x.contiguous()
+        x = _checked(x, torch.bfloat16)
         tiles = cls.empty(x.shape)
         rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
         shift = torch.zeros_like(scale)
@@ -41,7 +41,7 @@ class Tiles(NamedTuple):
     @classmethod
     def layer_normed(cls, x: Tensor, scale: Tensor, shift: Tensor) -> "Tiles":
         """Of the LayerNorm of x [B, T, depth] with scale and shift [depth], all float32."""
-        x = x.contiguous()
+        x = _checked(x, torch.float32)
         tiles = cls.empty(x.shape)
         rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
         amx.layer_norm_tiles(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
@@ -60,22 +60,27 @@ class Matrix:
     Args:
         weight: [columns, depth].
         bias: [columns] or None.
-        is_gated: the first half of the columns are gates for the second; without a bias.
+        is_gated: the first half of the columns are gates for the second; without a bias, and a multiple of 64 columns.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, is_gated: bool = False) -> None:
+        if weight.dtype != torch.bfloat16 or (is_gated and (bias is not None or len(weight) % 64)):
+            raise ValueError(f"No matrix for these kernels: {weight.dtype} {list(weight.shape)}, gated: {is_gated}.")
+        self.columns = len(weight)
         self.panels, self.depth = (-(-size // amx.BLOCK) for size in weight.shape)
         more = [self.panels * amx.BLOCK - weight.shape[0], self.depth * 32 - weight.shape[1]]
         weight = (F.pad(weight, (0, more[1], 0, more[0])) if any(more) else weight.detach()).contiguous()
         self.bias = torch.zeros(self.panels * amx.BLOCK) if bias is None else F.pad(bias.float(), (0, more[0]))
-        self.memory = _in_huge_pages(weight.nbytes)
+        self.memory = torch.empty_like(weight)
         steps = (16, len(weight) // 2) if is_gated else (32, 16)
         amx.to_panels(weight.data_ptr(), self.panels, self.depth, *steps, self.memory.data_ptr())
 
     def __call__(self, tokens: Tiles, residual: Tensor | None = None) -> Tensor:
         """Tokens [B, T, depth] -> [B, T, columns], plus a residual in bfloat16 or float32, which is the result's."""
         dtype = torch.bfloat16 if residual is None else residual.dtype
-        out = torch.empty(*tokens.shape[:-1], self.panels * amx.BLOCK, dtype=dtype)
+        out = torch.empty(*tokens.shape[:-1], self.columns, dtype=dtype)
+        if self.columns % amx.BLOCK or (residual is not None and residual.shape != out.shape):
+            raise ValueError(f"{self.columns} columns make no rows of whole panels, or the residual has another shape.")
         if residual is None:
             self._multiply(tokens, out, amx.ROWS)
         else:
@@ -100,7 +105,7 @@ class Matrix:
         blocks = len(tokens.memory) // 2 * self.panels if self.depth > amx.DEEPEST else 2
         sums = torch.empty(blocks * amx.SUMS, dtype=torch.uint8)
         amx.multiply(
-            _config().data_ptr(),
+            _CONFIG.data_ptr(),
             tokens.memory.data_ptr(),
             tokens.shape[:-1].numel(),
             self.depth,
@@ -116,7 +121,7 @@ class Matrix:
 
 def rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     """RMS norm of x [B, T, depth] in bfloat16 with scale and shift, float32 [depth]."""
-    x, shift = x.contiguous(), torch.zeros_like(scale) if shift is None else shift
+    x, shift = _checked(x, torch.bfloat16), torch.zeros_like(scale) if shift is None else shift
     out, rows, depth = torch.empty_like(x), x.shape[:-1].numel(), x.shape[-1] // 32
     amx.rms_norm_rows(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, out.data_ptr())
     return out
@@ -150,21 +155,10 @@ def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, start: 
     return queries
 
 
-@cache
-def _config() -> Tensor:
-    """All eight tiles whole, for LDTILECFG."""
-    config = torch.zeros(64, dtype=torch.uint8)
-    config[0] = 1  # the palette
-    config[16:32:2] = 64  # bytes of a row
-    config[48:56] = 16  # rows
-    return config
-
-
-def _in_huge_pages(size: int) -> Tensor:
-    """Memory that reading in order does not look up page by page."""
-    pages = mmap.mmap(-1, size + HUGE_PAGE)
-    with suppress(OSError):  # a system without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(pages, dtype=torch.uint8)
-    start = -memory.data_ptr() % HUGE_PAGE
-    return memory[start : start + size]
+def _checked(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [B, T, depth] as it lies in memory, if it is what kernels take."""
+    if x.dtype != dtype or x.shape[-1] % 32 or x.device.type != "cpu":
+        raise ValueError(
+            f"Got {x.dtype} [.., {x.shape[-1]}] on {x.device}; expected {dtype}, a multiple of 32, on a CPU."
+        )
+    return x.contiguous()
