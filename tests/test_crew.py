@@ -5,7 +5,7 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from pi0_control.model.crew import Part, Stop, are_enough, parts_wanted, run_parts
+from pi0_control.model.crew import Part, Stop, are_enough, in_one_go, parts_wanted, run_parts
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format, autouse=True)
@@ -15,14 +15,9 @@ def threads(request: pytest.FixtureRequest, one_thread: None) -> int:
     return request.param
 
 
-def simple(compute: Callable[[], object]) -> Part[object]:
-    yield Stop.PASS
-    return compute()
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_results_come_in_the_order_of_the_parts(count: int) -> None:
-    assert run_parts([simple(lambda index=index: index) for index in range(count)]) == list(range(count))
+    assert run_parts([in_one_go(lambda index=index: index) for index in range(count)]) == list(range(count))
 
 
 def test_parts_wait_for_one_another_where_they_meet() -> None:
@@ -47,12 +42,12 @@ def test_a_slow_part_holds_up_none_but_itself(threads: int) -> None:
     def slow() -> bool:
         return last_is_done.wait(timeout=60 if threads > 1 else 0)
 
-    others = [simple(lambda: None) for _ in range(7)]
-    assert run_parts([simple(slow), *others, simple(last_is_done.set)])[0] == (threads > 1)
+    others = [in_one_go(lambda: None) for _ in range(7)]
+    assert run_parts([in_one_go(slow), *others, in_one_go(last_is_done.set)])[0] == (threads > 1)
 
 
 def test_every_thread_computes_alone_and_others_as_before(threads: int) -> None:
-    inside = run_parts([simple(torch.get_num_threads) for _ in range(threads)])
+    inside = run_parts([in_one_go(torch.get_num_threads) for _ in range(threads)])
     assert inside == [1] * threads
     outside = []
     thread = Thread(target=lambda: outside.append(torch.get_num_threads()))
@@ -72,7 +67,7 @@ def test_parts_have_no_gradient_and_may_write_into_what_the_caller_made(
             buffer[index] = index
             return torch.is_grad_enabled()
 
-        assert not any(run_parts([simple(lambda index=index: write(index)) for index in range(4)]))
+        assert not any(run_parts([in_one_go(lambda index=index: write(index)) for index in range(4)]))
     assert buffer.tolist() == [0, 1, 2, 3]
 
 
@@ -92,7 +87,7 @@ def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
     with pytest.raises(ValueError, match="part 1 broke"):
         run_parts([part(index) for index in range(4)])
     assert not at_work
-    assert run_parts([simple(lambda: "fine") for _ in range(4)]) == ["fine"] * 4
+    assert run_parts([in_one_go(lambda: "fine") for _ in range(4)]) == ["fine"] * 4
 
 
 def test_there_are_two_parts_for_each_thread_unless_they_get_too_small(threads: int) -> None:

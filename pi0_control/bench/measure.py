@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pi0_control.model.crew import Part, Stop, run_parts
+from pi0_control.model.crew import in_one_go, run_parts
 from pi0_control.model.float8 import Float8Matrix, scaled_rows
 from pi0_control.model.packed import has_amx
 from pi0_control.model.pi0 import Pi0
@@ -139,12 +140,7 @@ def _tiled_product(x: Tensor) -> Callable[[], object]:
     from pi0_control.model.tiles import Matrix, Tiles  # needs Numba
 
     matrix, rows = Matrix(x), [Tiles.of(part[None]) for part in x.split(256)]
-
-    def part(tokens: Tiles) -> Part[Tensor]:
-        yield Stop.PASS
-        return matrix(tokens)
-
-    return lambda: run_parts([part(tokens) for tokens in rows], even_few=True)
+    return lambda: run_parts([in_one_go(partial(matrix, tokens)) for tokens in rows], even_few=True)
 
 
 @torch.no_grad()

@@ -27,26 +27,40 @@ PANEL_TILE, SUMS = 2 * TILE, 4 * TILE  # bytes of a panel's two tiles, and of a 
 ROWS, ADDED, ADDED_WIDE, GELU, GATED = range(5)  # what a product ends in: rows or tiles, and what is done before
 
 
-@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def rms_norm_tiles(x, scale, shift, rows, depth, tiles):
-    """Rows so many tiles deep, in bfloat16."""
+@njit(nogil=True, error_model="numpy")
+def _place(row, half_size, row_size):
+    """How far a row is from the first, if each 16 rows are half_size from the last 16."""
+    return half_size * (row // 16) + row_size * (row % 16)
+
+
+@njit(nogil=True, error_model="numpy")
+def _passes(depth):
+    """In how many passes so many tiles in depth are multiplied."""
+    return (depth + DEEPEST - 1) // DEEPEST
+
+
+@njit(nogil=True, error_model="numpy")
+def _pass(index, depth):
+    """Where in depth a pass begins, and how many tiles it is deep."""
+    first = depth * index // _passes(depth)
+    return first, depth * (index + 1) // _passes(depth) - first
+
+
+@njit("void(i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+def rms_norm(x, scale, shift, rows, depth, out, is_tiled):
+    """Rows so many tiles deep, in bfloat16, to tiles or to rows."""
+    row_size, line_size = (64, TILE) if is_tiled else (64 * depth, 64)
+    half_size = TILE * depth  # of 16 rows, either way
     for row in range(rows):
-        target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
-        llvm.rms_norm_row(x + 64 * depth * row, scale, shift, depth, target, TILE)
+        target = out + _place(row, half_size, row_size)
+        llvm.rms_norm_row(x + 64 * depth * row, scale, shift, depth, target, line_size)
 
 
 @njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def rms_norm_rows(x, scale, shift, rows, depth, out):
-    """The same to rows."""
+def layer_norm(x, scale, shift, rows, depth, tiles):
+    """Rows so many tiles deep, in float32, to tiles."""
     for row in range(rows):
-        llvm.rms_norm_row(x + 64 * depth * row, scale, shift, depth, out + 64 * depth * row, 64)
-
-
-@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
-def layer_norm_tiles(x, scale, shift, rows, depth, tiles):
-    """Rows so many tiles deep, in float32."""
-    for row in range(rows):
-        target = tiles + TILE * depth * (row // 16) + 64 * (row % 16)
+        target = tiles + _place(row, TILE * depth, 64)
         llvm.layer_norm_row(x + 128 * depth * row, scale, shift, depth, target)
 
 
@@ -54,17 +68,16 @@ def layer_norm_tiles(x, scale, shift, rows, depth, tiles):
 def to_tiles(x, rows, depth, tiles):
     """Rows so many tiles deep as they are."""
     for row in range(rows):
+        target = tiles + _place(row, TILE * depth, 64)
         for deep in range(depth):
-            llvm.copy_line(x + 64 * (depth * row + deep), tiles + TILE * (depth * (row // 16) + deep) + 64 * (row % 16))
+            llvm.copy_line(x + 64 * (depth * row + deep), target + TILE * deep)
 
 
 @njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
 def to_panels(weight, panels, depth, panel_step, side_step, target):
     """A matrix so many tiles deep into panels, whose columns begin so many apart, as do the two sides of a panel."""
-    passes = (depth + DEEPEST - 1) // DEEPEST
-    for index in range(passes):
-        first = depth * index // passes
-        deep = depth * (index + 1) // passes - first
+    for index in range(_passes(depth)):
+        first, deep = _pass(index, depth)
         for panel in range(panels):
             for side in range(2):
                 for column in range(16):
@@ -93,10 +106,10 @@ def rotate(qkv, rows, heads, kv_heads, half, cos, sin, queries, keys, values):
 
 @njit(nogil=True, error_model="numpy")
 def _finish_rows(first, stop, sums, bias, to, row_size, half_size, away, end):
-    """Some rows of a block, each 16 of them half_size from the last 16; residuals lie ``away`` from results."""
+    """Some rows of a block to their places; residuals lie ``away`` from results."""
     for row in range(first, stop):
-        source = sums + 2 * TILE * (row // 16) + 64 * (row % 16)
-        target = to + half_size * (row // 16) + row_size * (row % 16)
+        source = sums + _place(row, PANEL_TILE, 64)
+        target = to + _place(row, half_size, row_size)
         if end == GATED:
             llvm.finish_gated(source, bias, target)
         elif end == GELU:
@@ -121,10 +134,9 @@ def multiply(config, tokens, rows, depth, weights, bias, panels, sums, residual,
     row_size = 64 if end in (GELU, GATED) else panel_size * panels
     half_size = TILE * panels if end == GELU else TILE * (panels // 2) if end == GATED else 16 * row_size
     done, its_bias, to, left = sums, bias, out, 0  # of the block before: sums, where to, and how many rows of them
-    passes = (depth + DEEPEST - 1) // DEEPEST
+    passes = _passes(depth)
     for index in range(passes):
-        first = depth * index // passes
-        deep = depth * (index + 1) // passes - first
+        first, deep = _pass(index, depth)
         rows_a_step = (BLOCK + deep - 1) // deep
         for panel in range(panels):
             for block in range(blocks):

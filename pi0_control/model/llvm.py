@@ -75,9 +75,9 @@ def _rounded(builder: Any, x: Any) -> Any:
     return builder.trunc(builder.lshr(bits, _splat(_INTS, 16)), _SHORTS)
 
 
-def _write(builder: Any, x: Any, address: Any, offset: int = 0) -> None:
+def _write(builder: Any, x: Any, address: Any) -> None:
     """16 numbers in bfloat16."""
-    builder.store(_rounded(builder, x), _at(builder, address, offset, _SHORTS), align=2)
+    builder.store(_rounded(builder, x), _at(builder, address, kind=_SHORTS), align=2)
 
 
 def _write_line(builder: Any, halves: Sequence[Any], address: Any) -> None:

@@ -1,13 +1,14 @@
 """Image encoder and prefix out of kernels for a CPU's tile registers (``amx.py``), for :class:`fast.FastSampler`."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pi0_control.model.attention import Attention
-from pi0_control.model.crew import Part, Stop, run_parts
+from pi0_control.model.crew import Part, Stop, in_one_go, run_parts
 from pi0_control.model.gemma import GemmaLayer, Modulation
 from pi0_control.model.pi0 import Pi0
 from pi0_control.model.siglip import SiglipBlock
@@ -33,7 +34,9 @@ class TiledLayers:
     @torch.no_grad()
     def make(cls, model: Pi0, norms: "list[Pair]") -> "TiledLayers":
         """For a model with the norms of each prefix layer."""
-        return cls(norms, run_parts([_matrices(layer) for layer in model.prefix_layers], even_few=True))
+        return cls(
+            norms, run_parts([in_one_go(partial(_matrices, layer)) for layer in model.prefix_layers], even_few=True)
+        )
 
     rotate_into = staticmethod(rotate_into)
 
@@ -58,8 +61,7 @@ class TiledLayers:
             x = down(y, x)
 
 
-def _matrices(layer: GemmaLayer) -> Part[tuple[Matrix, Matrix, Matrix, Matrix]]:
-    yield Stop.PASS
+def _matrices(layer: GemmaLayer) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     qkv, out, down = (Matrix(matrix.weight) for matrix in (layer.qkv, layer.out, layer.down))
     return qkv, out, Matrix(layer.gate_up.weight, is_gated=True), down
 

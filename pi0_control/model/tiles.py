@@ -31,11 +31,8 @@ class Tiles(NamedTuple):
     @classmethod
     def rms_normed(cls, x: Tensor, scale: Tensor) -> "Tiles":
         """Of the RMS norm of x [B, T, depth] in bfloat16 times a scale, float32 [depth]."""
-        x = _checked(x, torch.bfloat16)
         tiles = cls.empty(x.shape)
-        rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
-        shift = torch.zeros_like(scale)
-        amx.rms_norm_tiles(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
+        _rms_norm(x, scale, None, tiles.memory, is_tiled=True)
         return tiles
 
     @classmethod
@@ -44,7 +41,7 @@ class Tiles(NamedTuple):
         x = _checked(x, torch.float32)
         tiles = cls.empty(x.shape)
         rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
-        amx.layer_norm_tiles(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
+        amx.layer_norm(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, tiles.memory.data_ptr())
         return tiles
 
     @classmethod
@@ -121,10 +118,15 @@ class Matrix:
 
 def rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     """RMS norm of x [B, T, depth] in bfloat16 with scale and shift, float32 [depth]."""
-    x, shift = _checked(x, torch.bfloat16), torch.zeros_like(scale) if shift is None else shift
-    out, rows, depth = torch.empty_like(x), x.shape[:-1].numel(), x.shape[-1] // 32
-    amx.rms_norm_rows(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, out.data_ptr())
+    out = torch.empty(x.shape, dtype=torch.bfloat16)
+    _rms_norm(x, scale, shift, out, is_tiled=False)
     return out
+
+
+def _rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None, out: Tensor, is_tiled: bool) -> None:
+    x, shift = _checked(x, torch.bfloat16), torch.zeros_like(scale) if shift is None else shift
+    rows, depth = x.shape[:-1].numel(), x.shape[-1] // 32
+    amx.rms_norm(x.data_ptr(), scale.data_ptr(), shift.data_ptr(), rows, depth, out.data_ptr(), is_tiled)
 
 
 def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, start: int) -> Tensor:
