@@ -76,6 +76,14 @@ def test_a_frozen_camera_is_told_from_a_silent_one() -> None:
     assert command.reason.startswith(f"{CAMERA} is frozen: it has repeated one stamp for 0.55 s")
 
 
+def test_what_comes_after_a_tick_has_read_its_clock_is_not_from_the_future() -> None:
+    flight = Flight()
+    late_ns, began_s = 40_000, flight.now_ns / NS
+    for name in flight.inputs.streams:
+        flight.inputs.put(name, flight.message(name), flight.clock_ns + late_ns, began_s + 1e-4)
+    assert {*flight.inputs.look(began_s).ages_s.values()} == {late_ns / NS}
+
+
 def test_a_camera_may_have_an_age_limit_of_its_own() -> None:
     flight = flying(safety=SafetyConfig(camera_ages_s={CAMERA: 0.2}))
     flight.step(5, **{ARM6.cameras[1]: None})

@@ -33,7 +33,7 @@ class _Received:
     again_s: float
 
     def age_s(self, now_s: float) -> float:
-        return self.late_s + now_s - self.came_s
+        return self.late_s + max(now_s - self.came_s, 0.0)  # it may come after a tick has read its clock
 
 
 @dataclass(frozen=True)
