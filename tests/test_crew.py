@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from threading import Event, Thread
 
 import pytest
 import torch
 
-from pi0_control.model.crew import Part, Stop, are_enough, in_one_go, parts_wanted, run_parts
+from pi0_control.model.crew import Part, Stop, _crew, are_enough, in_one_go, parts_wanted, run_parts
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format, autouse=True)
@@ -54,6 +55,40 @@ def test_every_thread_computes_alone_and_others_as_before(threads: int) -> None:
     thread.start()
     thread.join()
     assert [torch.get_num_threads(), *outside] == [threads, threads]
+
+
+def test_making_a_crew_leaves_every_thread_its_number() -> None:
+    _crew.cache_clear()
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(torch.get_num_threads).result()  # or it would take the number of all when it is first asked
+        worker.submit(torch.set_num_threads, 2).result()
+        torch.set_num_threads(4)
+        worker.submit(run_parts, [in_one_go(lambda: None) for _ in range(2)]).result()
+        assert worker.submit(torch.get_num_threads).result() == 2
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
+
+
+def test_threads_that_cannot_be_had_are_not_waited_for(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, start = [], Thread.start
+
+    def refuse(thread: Thread) -> None:
+        if thread.name.startswith("pi0-crew"):
+            if started:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+        start(thread)
+
+    _crew.cache_clear()
+    monkeypatch.setattr(Thread, "start", refuse)
+    if threads > 1:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run_parts([in_one_go(lambda: None) for _ in range(threads)])
+        assert not started[0].is_alive()
+    monkeypatch.undo()
+    assert run_parts([in_one_go(lambda: "fine") for _ in range(threads)]) == ["fine"] * threads
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])

@@ -108,7 +108,7 @@ def test_a_packed_prefix_goes_through_its_layers_in_parts(
     model, inputs = make_model(config).cast(torch.bfloat16), inputs_of(make_inputs(config))
     noise, sampler = make_flow(config, inputs.batch_size)[1], FastSampler(model, 3, packs=True)
     whole, rows, by = sampler(inputs, noise), [], set()
-    for name, value in {"LEAST": 2, "PART": 6, "TILE": 2}.items():
+    for name, value in {"LEAST": 2, "PART": 6, "BLOCK": 2}.items():
         monkeypatch.setattr(packed, name, value)
 
     def qkv(y: torch.Tensor) -> torch.Tensor:
@@ -140,10 +140,10 @@ def test_a_packed_mlp_is_that_of_its_layer() -> None:
 def test_parts_of_a_prefix_are_alike_and_small(batch: int, length: int, least_parts: int) -> None:
     *whole, last = part_sizes(batch, length, least_parts)
     assert sum(whole) + last == length
-    assert all(size % packed.TILE == 0 for size in whole)
-    assert max([*whole, last]) - min([*whole, last]) < 2 * packed.TILE
-    assert batch * max([*whole, last]) <= packed.PART + batch * packed.TILE
-    assert len(whole) + 1 >= min(least_parts, length / packed.TILE)
+    assert all(size % packed.BLOCK == 0 for size in whole)
+    assert max([*whole, last]) - min([*whole, last]) < 2 * packed.BLOCK
+    assert batch * max([*whole, last]) <= packed.PART + batch * packed.BLOCK
+    assert len(whole) + 1 >= min(least_parts, length / packed.BLOCK)
 
 
 def test_an_encoder_without_blocks_needs_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

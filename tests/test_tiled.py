@@ -100,9 +100,18 @@ def test_more_threads_than_parts_share_every_product() -> None:
 
 def test_without_numba_all_is_left_to_oneDNN(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "pi0_control.model.amx", None)  # to import it is an error
-    with caplog.at_level("INFO"):
-        assert not has_amx.__wrapped__()
+    assert not has_amx.__wrapped__()
     assert "pip install 'pi0-control[amx]'" in caplog.text
+
+
+def test_a_numba_that_cannot_compile_the_kernels_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("amx", "llvm"):
+        monkeypatch.delitem(sys.modules, f"pi0_control.model.{name}")
+    monkeypatch.delattr("numba.core.cgutils.get_or_insert_function")  # as a Numba to come may have none
+    assert not has_amx.__wrapped__()
+    assert "get_or_insert_function" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "value"), [("NUMBA_CPU_NAME", "generic"), ("NUMBA_DISABLE_JIT", "1")])

@@ -93,13 +93,52 @@ def test_what_does_not_fit_is_refused() -> None:
         lambda: Matrix(random(64, 64), wide, is_gated=True),
         lambda: Matrix(random(40, 64))(tiles),
         lambda: Matrix(random(64, 64))(tiles, random(1, 3, 32)),
+        lambda: Matrix(random(64, 64))(tiles, random(1, 3, 64).half()),
+        lambda: Matrix(random(64, 64), random(32)),
+        lambda: Matrix(random(64, 64), is_gated=True)(tiles),
+        lambda: Matrix(random(64, 64)).gated(tiles),
         lambda: Tiles.of(random(1, 3, 40)),
         lambda: Tiles.rms_normed(torch.randn(1, 3, 96), wide),
         lambda: Tiles.layer_normed(random(1, 3, 96), wide, wide),
+        lambda: Tiles.layer_normed(torch.randn(1, 3, 96), wide, wide[:64]),
         lambda: rms_norm(torch.randn(1, 3, 96), wide, None),
+        lambda: rms_norm(random(1, 3, 64), wide, None),
+        lambda: rms_norm(random(1, 3, 96), wide.bfloat16(), None),
+        lambda: rms_norm(random(1, 3, 96), wide, wide[:64]),
     ):
-        with pytest.raises(ValueError, match=r"bfloat16|float32|panels|multiple of 32"):
+        with pytest.raises(ValueError, match=r"bfloat16|float32|panels|multiple of 32|to be gated"):
             call()
+
+
+@pytest.mark.parametrize("start", [-1, 6])
+def test_a_rotation_outside_of_the_cache_is_refused(start: int) -> None:
+    qkv, angles, cache = random(1, 5, 4 * 32), torch.randn(1, 10, 1, 32), random(2, 1, 10, 1, 32)
+    rotate_into(qkv, (angles, angles), cache, 5)
+    for wrong in (
+        lambda: rotate_into(qkv, (angles, angles), cache, start),
+        lambda: rotate_into(qkv, (angles[:, :9], angles), cache, 5),
+        lambda: rotate_into(qkv, (angles, angles.bfloat16()), cache, 5),
+        lambda: rotate_into(qkv, (angles, angles), cache.float(), 5),
+        lambda: rotate_into(qkv, (angles, angles), cache[..., ::2].repeat(1, 1, 1, 2, 1)[:, :, :, ::2], 5),
+        lambda: rotate_into(qkv[..., :64], (angles, angles), cache, 5),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            wrong()
+
+
+def test_tensors_of_other_devices_and_dtypes_by_default_change_nothing() -> None:
+    x, weight, scale = random(1, 3, 64), random(64, 64), torch.randn(64)
+    expected = Matrix(weight)(Tiles.rms_normed(x, scale), x)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            result = Matrix(weight)(Tiles.rms_normed(x, scale), x)
+            normed = rms_norm(x, scale, None)
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(result, expected)
+    assert torch.equal(normed, rms_norm(x, scale, None))
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1])

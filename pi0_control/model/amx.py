@@ -16,37 +16,48 @@ layer: the residual sum, or GELU and gating. One thread computes a product; ``cr
 All is done on addresses: here are the loops, in ``llvm.py`` what they repeat, in ``tiles.py`` the tensors.
 """
 
-from numba import njit
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from numba import njit, types
 
 from pi0_control.model import llvm
 from pi0_control.model.llvm import LINES, TILE
 
 BLOCK = 32  # tokens and columns of a block of sums
+DEEP = 32  # numbers of the depth in a tile
 DEEPEST = 72  # tiles: 224 tokens so deep take 1 MB of a second cache of 2
 PANEL_TILE, SUMS = 2 * TILE, 4 * TILE  # bytes of a panel's two tiles, and of a block's sums
 ROWS, ADDED, ADDED_WIDE, GELU, GATED = range(5)  # what a product ends in: rows or tiles, and what is done before
+_inlined = partial(njit, nogil=True, error_model="numpy")
 
 
-@njit(nogil=True, error_model="numpy")
+def _compiled(arguments: int) -> Callable[..., Any]:
+    """A decorator that compiles for so many integers: addresses and numbers."""
+    return njit(types.void(*[types.int64] * arguments), nogil=True, error_model="numpy")
+
+
+@_inlined
 def _place(row, half_size, row_size):
     """How far a row is from the first, if each 16 rows are half_size from the last 16."""
     return half_size * (row // 16) + row_size * (row % 16)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _passes(depth):
     """In how many passes so many tiles in depth are multiplied."""
     return (depth + DEEPEST - 1) // DEEPEST
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _pass(index, depth):
     """Where in depth a pass begins, and how many tiles it is deep."""
     first = depth * index // _passes(depth)
     return first, depth * (index + 1) // _passes(depth) - first
 
 
-@njit("void(i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+@_compiled(7)
 def rms_norm(x, scale, shift, rows, depth, out, is_tiled):
     """Rows so many tiles deep, in bfloat16, to tiles or to rows."""
     row_size, line_size = (64, TILE) if is_tiled else (64 * depth, 64)
@@ -56,7 +67,7 @@ def rms_norm(x, scale, shift, rows, depth, out, is_tiled):
         llvm.rms_norm_row(x + 64 * depth * row, scale, shift, depth, target, line_size)
 
 
-@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+@_compiled(6)
 def layer_norm(x, scale, shift, rows, depth, tiles):
     """Rows so many tiles deep, in float32, to tiles."""
     for row in range(rows):
@@ -64,7 +75,7 @@ def layer_norm(x, scale, shift, rows, depth, tiles):
         llvm.layer_norm_row(x + 128 * depth * row, scale, shift, depth, target)
 
 
-@njit("void(i8, i8, i8, i8)", nogil=True, error_model="numpy")
+@_compiled(4)
 def to_tiles(x, rows, depth, tiles):
     """Rows so many tiles deep as they are."""
     for row in range(rows):
@@ -73,9 +84,13 @@ def to_tiles(x, rows, depth, tiles):
             llvm.copy_line(x + 64 * (depth * row + deep), target + TILE * deep)
 
 
-@njit("void(i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+@_compiled(6)
 def to_panels(weight, panels, depth, panel_step, side_step, target):
-    """A matrix so many tiles deep into panels, whose columns begin so many apart, as do the two sides of a panel."""
+    """A matrix so many tiles deep into panels, 2 x 16 of its columns each.
+
+    ``panel_step`` and ``side_step`` are how many columns lie between the firsts of two panels, and of a panel's two
+    sides: 32 and 16, or 16 and half of all for gates beside what they gate.
+    """
     for index in range(_passes(depth)):
         first, deep = _pass(index, depth)
         for panel in range(panels):
@@ -88,7 +103,7 @@ def to_panels(weight, panels, depth, panel_step, side_step, target):
                             llvm.copy_pair(source + 64 * step + 4 * pair, tile + PANEL_TILE * step + 64 * pair)
 
 
-@njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+@_compiled(10)
 def rotate(qkv, rows, heads, kv_heads, half, cos, sin, queries, keys, values):
     """Rotated queries and keys, and values, each [rows, heads, head] of its own, from [rows, all heads, head]."""
     size = 64 * half  # of a head, and half of its angles
@@ -104,7 +119,7 @@ def rotate(qkv, rows, heads, kv_heads, half, cos, sin, queries, keys, values):
                 llvm.copy_line(x + size * (heads + kv_heads + head) + 64 * line, values + place + 64 * line)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inlined
 def _finish_rows(first, stop, sums, bias, to, row_size, half_size, away, end):
     """Some rows of a block to their places; residuals lie ``away`` from results."""
     for row in range(first, stop):
@@ -122,11 +137,16 @@ def _finish_rows(first, stop, sums, bias, to, row_size, half_size, away, end):
             llvm.finish(source, bias, target)
 
 
-@njit("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", nogil=True, error_model="numpy")
+@_compiled(11)
 def multiply(config, tokens, rows, depth, weights, bias, panels, sums, residual, out, end):
-    """Rows of tokens by panels of weights, so many tiles deep, to what ``end`` says; the rest are addresses.
+    """Rows of tokens in tiles by panels of weights, so many tiles deep.
 
-    ``sums`` has room for two blocks, for all of them if depth > DEEPEST.
+    config: of the tiles, for LDTILECFG.
+    bias: float32 [32 * panels].
+    sums: room for those of two blocks, of all blocks if depth > DEEPEST.
+    residual: laid out as the result; read only if it is added.
+    out, end: ROWS: rows in bfloat16, [rows, 32 * panels]; ADDED: the same, plus the residual; ADDED_WIDE: the same in
+        float32; GELU: tiles, 32 * panels deep; GATED: tiles, 16 * panels deep, an even number of panels.
     """
     llvm.begin(config)
     blocks = (rows + BLOCK - 1) // BLOCK

@@ -5,19 +5,20 @@ because other programs or a virtual machine's neighbours use it, slows all of th
 each thread computes some of them alone instead, as many as it comes to. Who computes a part makes no difference to its
 numbers.
 
-These are the only threads of the library's own outside its doors. Between calls they sleep.
+Between calls the threads sleep.
 """
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from enum import Enum
 from functools import cache
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import NamedTuple, TypeVar, cast
 
 import torch
 
 Result = TypeVar("Result")
+_MAKING = Lock()
 
 
 class Stop(Enum):
@@ -55,7 +56,11 @@ def run_parts(parts: Sequence[Part[Result]], even_few: bool = False) -> list[Res
     """
     threads = torch.get_num_threads()
     by_crew = are_enough(len(parts)) or (even_few and threads > 1 and len(parts) > 1)
-    return _crew(threads).run(parts) if by_crew else _in_turns(parts)
+    if not by_crew:
+        return _in_turns(parts)
+    with _MAKING:
+        crew = _crew(threads)
+    return crew.run(parts)
 
 
 class _Step(NamedTuple):
@@ -87,13 +92,24 @@ def _in_turns(parts: Sequence[Part[Result]]) -> list[Result]:
 
 
 class _Crew:
-    """Threads, each of which computes PyTorch's operators alone."""
+    """Threads, each of which computes PyTorch's operators alone.
+
+    To be made in a new thread, for which PyTorch has the number of all threads to come; what a thread is given becomes
+    that number, and is given back here.
+    """
 
     def __init__(self, threads: int) -> None:
+        of_others = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, "pi0-crew", _compute_alone)
         all_there = Barrier(threads)
-        wait([self._pool.submit(all_there.wait) for _ in range(threads)])
-        torch.set_num_threads(threads)  # of all other threads again
+        try:
+            wait([self._pool.submit(all_there.wait) for _ in range(threads)])
+        except RuntimeError:  # one cannot be started, and the others wait for it
+            all_there.abort()
+            self._pool.shutdown()
+            raise
+        finally:
+            torch.set_num_threads(of_others)
 
     def run(self, parts: Sequence[Part[Result]]) -> list[Result]:
         """As :func:`run_parts`; an error in a part is raised when no thread is at work any more."""
@@ -120,6 +136,8 @@ class _Crew:
                     else:
                         send(index)
         finally:
+            for future in running:  # after an error; none otherwise
+                future.cancel()
             wait(running)
         return cast(list[Result], results)
 
@@ -138,4 +156,5 @@ def _take_part(part: Part[Result], is_inference: bool) -> _Step:
 
 @cache
 def _crew(threads: int) -> _Crew:
-    return _Crew(threads)
+    with ThreadPoolExecutor(1) as maker:
+        return maker.submit(_Crew, threads).result()

@@ -8,6 +8,7 @@ the prefix behind which the suffix is written. :class:`Tables` are computed once
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -41,7 +42,7 @@ class Tables:
             [N + 1, width]; for π0 that is the first matrix of the action-time MLP with the projection of the actions
             folded in and the time as a bias.
         rope: cosines, and sines with the first half negated, of every position, float32 [positions, 1, head_dim].
-        layers: all of them, out of operators.
+        layers: all of them, out of operators or a CPU's kernels.
         fused: all of them out of kernels of a GPU; None for operators only.
     """
 
@@ -147,8 +148,8 @@ class FastSampler:
         model: the network.
         num_steps: Euler steps N.
         packs: in bfloat16 on a CPU, hold a copy of the layers' matrices as its kernels want them, 5.4 GB more at full
-            size, and let threads take parts of images and prefix as they become free (``crew.py``); for as many threads
-            as PyTorch has when it first samples.
+            size, and let threads take parts of images and prefix as they become free (``crew.py``). Which kernels they
+            are is decided for as many threads as PyTorch has when it first samples.
         fuses: on a GPU, run the layers with kernels of our own (``kernels.py``); for models that ``can_fuse``.
         float8: multiply the prefix in float8 (``float8.py``), with a copy of its matrices; not the same numbers.
 
@@ -166,6 +167,7 @@ class FastSampler:
         self._state_is_constant = model.config.state_input == "token" and model.config.ada_norm == "none"
         self._tables: Tables | None = None
         self._made_of: tuple[object, ...] = ()
+        self._making = Lock()
 
     @torch.no_grad()
     def __call__(
@@ -199,10 +201,12 @@ class FastSampler:
     @property
     def tables(self) -> Tables:
         """Those of the present weights, made anew if any weight they are made of has changed."""
-        if (made_of := self.weights) != self._made_of:
-            self._tables = Tables.make(self.model, self.num_steps, self.packs, self.fuses, self.float8)
-            self._made_of = made_of
-        return cast(Tables, self._tables)
+        with self._making:
+            if (made_of := self.weights) != self._made_of:
+                self.forget_tables()  # before others take as much memory again
+                self._tables = Tables.make(self.model, self.num_steps, self.packs, self.fuses, self.float8)
+                self._made_of = made_of
+            return cast(Tables, self._tables)
 
     def forget_tables(self) -> None:
         """Free what they hold; they are made anew when they are needed."""
@@ -210,7 +214,7 @@ class FastSampler:
 
     @property
     def weights(self) -> tuple[object, ...]:
-        """Another value once any weight that tables are made of has changed."""
+        """Another value once any weight that tables are made of has changed, other than through ``.data``."""
         return (self.model.dtype, *((tensor.data_ptr(), tensor._version) for tensor in _tensors(self._sources)))
 
     @torch.no_grad()

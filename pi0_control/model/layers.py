@@ -1,6 +1,7 @@
 """The layers of both experts out of PyTorch's operators, for :class:`fast.FastSampler`.
 
-``tiled.py`` has those of a prefix for the tile registers of a CPU, ``fused.py`` both experts' for a GPU.
+``tiled.py`` has those of a prefix for the tile registers of a CPU, which are called from here; ``fused.py`` has both
+experts' for a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,8 @@ class OperatorLayers:
         suffix: of each step, those of each suffix layer; in a last row, those of known actions.
         prefix_kernels, suffix_kernels: the products of each layer.
         in_parts: whether the products of the prefix want few tokens at a time.
-        tiled: the layers of the prefix out of kernels instead, each by one thread; None for operators only.
+        tiled: the layers of the prefix out of kernels instead, each part by one thread, and norms and rotation of the
+            suffix; None for operators only.
     """
 
     model: Pi0
@@ -54,8 +56,8 @@ class OperatorLayers:
         """For a model with its modulations of each layer, and of each step and layer."""
         config, layers = model.config, model.prefix_layers
         in_parts = packs and not float8 and all(map(can_pack, layers))
-        has_few_threads = torch.get_num_threads() * LEAST <= config.prefix_len  # more had better share each product
-        can_be_tiled = in_parts and has_few_threads and all(map(can_tile, (*layers, *model.suffix_layers)))
+        each_has_enough = torch.get_num_threads() * LEAST <= config.prefix_len  # otherwise threads share each product
+        can_be_tiled = in_parts and each_has_enough and all(map(can_tile, (*layers, *model.suffix_layers)))
         tiled = _tiled(model, prefix) if can_be_tiled else None
         packs_prefix, part = packs and not can_be_tiled, max(part_sizes(1, config.prefix_len))
         of_prefix = [float8_kernels(layer) if float8 else _kernels(layer, packs_prefix, part) for layer in layers]

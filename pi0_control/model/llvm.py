@@ -104,9 +104,9 @@ def _load_tile(builder: Any, tile: int, address: Any, offset: int = 0) -> None:
 
 
 @_instructions
-def begin(builder: Any, config: Any) -> None:
-    """Tiles as configured from here on."""
-    _emit(builder, "llvm.x86.ldtilecfg", _at(builder, config))
+def begin(builder: Any, layout: Any) -> None:
+    """Tiles as laid out from here on."""
+    _emit(builder, "llvm.x86.ldtilecfg", _at(builder, layout))
 
 
 @_instructions

@@ -1,7 +1,8 @@
-"""Matrices of a layer on a CPU in the order of its kernels (oneDNN): laid out once instead of in every call.
+"""Matrices of a layer on a CPU in the order of its kernels: laid out once instead of in every call.
 
-In bfloat16 an activation and the gating behind a product are then done while a tile of it is still in the cache and in
-float32. These are the operators that torch.compile takes for a frozen model on a CPU.
+Here for oneDNN's kernels, those that torch.compile takes for a frozen model: in bfloat16 an activation and the gating
+behind a product are done while a tile of it is still in the cache and in float32. And whether ``tiled.py`` can do it
+with kernels of our own, and how many tokens it is best to multiply at a time.
 """
 
 import logging
@@ -23,7 +24,7 @@ from pi0_control.model.siglip import SiglipBlock
 Product = Callable[[Tensor], Tensor]
 Block = Callable[[Tensor, Attention], Tensor]  # of an image encoder, x [B, tokens, width] -> the same shape, float32
 LEAST, PART = 96, 256  # tokens of a product if a prefix goes in parts
-TILE = 32  # what they are a multiple of where they can be: two tiles of a CPU that has such registers
+BLOCK = 32  # what they are a multiple of where they can be: rows of two tiles of a CPU that has such registers
 LOG = logging.getLogger(__name__)
 _linear = torch.ops.mkldnn._linear_pointwise
 
@@ -58,38 +59,47 @@ def can_pack(layer: GemmaLayer | SiglipBlock) -> bool:
 
 
 def part_sizes(batch: int, length: int, least_parts: int = 1) -> list[int]:
-    """How many of ``length`` tokens in each of ``batch`` rows to multiply at a time: whole tiles, all parts alike.
+    """How many of ``length`` tokens in each of ``batch`` rows to multiply at a time: whole blocks, all parts alike.
 
     What a part makes on its way through a layer stays in the caches, and is small enough for the allocator to keep.
     Where it does not make parts too small, there are enough of them for all threads.
     """
-    tiles = math.ceil(length / TILE)
-    parts = min(tiles, max(math.ceil(batch * length / PART), parts_wanted(batch * length, LEAST), least_parts))
-    sizes = [TILE * (tiles // parts + (part < tiles % parts)) for part in range(parts)]
+    blocks = math.ceil(length / BLOCK)
+    parts = min(blocks, max(math.ceil(batch * length / PART), parts_wanted(batch * length, LEAST), least_parts))
+    sizes = [BLOCK * (blocks // parts + (part < blocks % parts)) for part in range(parts)]
     return [*sizes[:-1], length - sum(sizes[:-1])]
 
 
 @cache
 def has_amx() -> bool:
-    """Whether ``amx.py`` can compute here: on a CPU with tile registers, if Numba is installed."""
+    """Whether ``amx.py`` can compute here: on a CPU with tile registers, if Numba is installed.
+
+    The first call lets Numba compile for some seconds.
+    """
     if sys.platform != "linux" or not torch.cpu._is_amx_tile_supported():
+        return False
+    if not torch.cpu._init_amx():  # asks the system to let this process use them
+        LOG.warning("This CPU has tile registers (AMX), but the system does not let this process use them.")
         return False
     try:
         import_module("pi0_control.model.amx")
     except ImportError as error:
-        LOG.info("This CPU's tile registers (AMX) are used best with Numba, pip install 'pi0-control[amx]': %s", error)
+        LOG.warning("This CPU (with AMX) computes faster with Numba, pip install 'pi0-control[amx]': %s", error)
         return False
-    return torch.cpu._init_amx()  # asks the system to let this process use them
+    except Exception as error:  # of a Numba to come that is another inside; what oneDNN computes is as right
+        LOG.warning("This CPU (with AMX) computes without our kernels, which this Numba cannot compile: %r", error)
+        return False
+    return True
 
 
 def can_tile(layer: GemmaLayer | SiglipBlock) -> bool:
     """Whether ``tiled.py`` takes the layer: matrices as for ``pack`` that fill tiles."""
-    if not (has_amx() and can_pack(layer)):
+    if not can_pack(layer):
         return False
-    width = layer.qkv.in_features
-    if isinstance(layer, SiglipBlock):
-        return width % 32 == 0
-    return all(size % 32 == 0 for size in (width, layer.head_dim, layer.down.in_features))
+    sizes = [layer.qkv.in_features]
+    if isinstance(layer, GemmaLayer):
+        sizes += [layer.head_dim, layer.down.in_features]
+    return all(size % 32 == 0 for size in sizes) and has_amx()
 
 
 @torch.no_grad()

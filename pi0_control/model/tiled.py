@@ -38,7 +38,7 @@ class TiledLayers:
             norms, run_parts([in_one_go(partial(_matrices, layer)) for layer in model.prefix_layers], even_few=True)
         )
 
-    rotate_into = staticmethod(rotate_into)
+    rotate_into = staticmethod(rotate_into)  # here for layers.py, which cannot import what needs Numba
 
     @staticmethod
     def normed(norm: Modulation, x: Tensor) -> Tensor:
