@@ -1,5 +1,5 @@
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -87,9 +87,16 @@ sequences = st.lists(st.one_of(good, good, anything), min_size=1, max_size=30)
 PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
-def play(safety: Safety, sequence: list[Moment]) -> list[tuple[float, Command | None]]:
-    """The commands, each with the time since the one before that the limits may count on."""
-    clock_s, last_s, pose, played = 0.0, None, HOME, []
+class Played(NamedTuple):
+    """A command with the time since the one before that the limits may count on; NaN but for joints ``found`` moved."""
+
+    dt_s: float
+    command: Command | None
+    found: np.ndarray
+
+
+def play(safety: Safety, sequence: list[Moment]) -> list[Played]:
+    clock_s, last_s, seen_s, pose, played = 0.0, None, -np.inf, HOME, []
     for moment in sequence:
         now_s = clock_s + moment.elapsed_s
         state = pose if isinstance(moment.state, str) else moment.state
@@ -97,18 +104,33 @@ def play(safety: Safety, sequence: list[Moment]) -> list[tuple[float, Command | 
         counted_s = 0.0
         if np.isfinite(now_s):
             counted_s = DT_S if last_s is None else min(max(now_s - last_s, 0.0), CONFIG.max_elapsed_steps * DT_S)
+            if last_s is not None and now_s < last_s:
+                seen_s -= last_s - now_s  # what was seen is as old as before
             clock_s = last_s = now_s
+        found = np.full(7, np.nan)
+        if is_good(state, moment.ages_s):
+            if clock_s - seen_s > CONFIG.soft_start_after_s:
+                at = np.clip(state, ROBOT.lower, ROBOT.upper)
+                found = np.where((np.abs(pose - state) > CONFIG.near_s * SPEED) & ~ROBOT.gripper_mask, at, np.nan)
+            seen_s = clock_s
         if command is not None:
             pose = command.positions.astype(np.float64)
-        played.append((counted_s, command))
+        played.append(Played(counted_s, command, found))
     return played
+
+
+def is_good(state: Any, ages_s: dict[str, float]) -> bool:
+    if state is None or not np.isfinite(state).all() or not 0 <= ages_s.get("state", np.nan) <= CONFIG.max_state_age_s:
+        return False
+    margin = CONFIG.limit_margin_s * SPEED
+    return bool(((ROBOT.lower - margin <= state) & (state <= ROBOT.upper + margin)).all())
 
 
 @PROPERTY
 @given(sequences)
 def test_every_command_keeps_every_limit(sequence: list[Moment]) -> None:
     position = velocity = None
-    for dt_s, command in play(Safety(ROBOT), sequence):
+    for dt_s, command, found in play(Safety(ROBOT), sequence):
         if command is None:
             assert position is None  # once there is a pose there is a command
             continue
@@ -119,6 +141,9 @@ def test_every_command_keeps_every_limit(sequence: list[Moment]) -> None:
             command.margins, np.minimum(positions - ROBOT.lower, ROBOT.upper - positions), atol=EPS
         )
         if position is not None:
+            position = np.where(np.isnan(found), position, found)
+            if velocity is not None:
+                velocity = np.where(np.isnan(found), velocity, 0.0)
             step = positions - position
             assert (np.abs(step) <= np.minimum(SPEED * dt_s, CONFIG.max_jump_s * SPEED) + EPS).all()
             if dt_s:
@@ -134,14 +159,14 @@ def test_every_command_keeps_every_limit(sequence: list[Moment]) -> None:
 @given(sequences)
 def test_a_fault_stays_and_a_reset_forgets_everything(sequence: list[Moment]) -> None:
     used = Safety(ROBOT)
-    statuses = [command.status for _, command in play(used, sequence) if command]
+    statuses = [command.status for _, command, _ in play(used, sequence) if command]
     if "fault" in statuses:
         assert set(statuses[statuses.index("fault") :]) == {"fault"}
     if any(m.action is not None and not np.isfinite(m.action).all() for m in sequence):
         assert used.fault
     assert not used.fault or used.reason == used.fault
     used.reset()
-    for (_, again), (_, fresh) in zip(play(used, sequence), play(Safety(ROBOT), sequence), strict=True):
+    for (_, again, _), (_, fresh, _) in zip(play(used, sequence), play(Safety(ROBOT), sequence), strict=True):
         assert (again is None) == (fresh is None)
         if again and fresh:
             assert again.positions.tobytes() == fresh.positions.tobytes()
@@ -172,7 +197,7 @@ RATES = ROBOT.joint_names[:3]
 def test_rates_keep_their_limits_and_stand_at_zero(sequence: list[Moment]) -> None:
     safety = Safety(ROBOT, rates=RATES)
     last = np.zeros(3)
-    for dt_s, command in play(safety, sequence):
+    for dt_s, command, _ in play(safety, sequence):
         if command is not None:
             rates = command.positions[:3].astype(np.float64)
             assert (np.abs(rates) <= SPEED[:3] + EPS).all()
@@ -400,6 +425,40 @@ def test_an_arm_that_does_not_follow_is_a_fault_and_is_relieved() -> None:
     first = [command.status for command in commands].index("fault")
     assert (first + 1) * DT_S > CONFIG.tracking_fault_s
     np.testing.assert_allclose(commands[-1].positions, ROBOT.home, atol=EPS)
+
+
+@pytest.mark.parametrize("pause", [{"state": None}, {"ages_s": FRESH | {"state": 9.0}}, "no calls"], ids=str)
+def test_a_joint_that_was_moved_while_nobody_measured_it_is_commanded_from_where_it_is(pause: Any) -> None:
+    arm = Arm()
+    arm.settle(moved(6, -1.0))  # the gripper shuts
+    if pause == "no calls":
+        arm.now_s += 30.0
+    else:
+        arm.settle(HOME, 40, follows=False, **pause)
+    arm.measured = moved(0, 1.0) - [0, 0, 0.02, 0, 0, 0, 0]  # by hand, and another sags; the gripper has slipped
+    commands = [arm.play(moved(0, 1.5)) for _ in range(20)]
+    poses = np.array([command.positions for command in commands], np.float64)
+    periods = np.where(np.arange(20) == 0, CONFIG.max_elapsed_steps, 1)
+    steps = np.abs(np.diff(poses[:, 0], prepend=HOME[0] + 1.0))
+    assert (steps <= CONFIG.soft_start_speed * SPEED[0] * DT_S * periods + EPS).all()
+    assert poses[0, 2] == pytest.approx(HOME[2])
+    assert poses[0, 6] < 0.2  # from where it was sent, not from where it was measured, 1
+    assert commands[0].reason.startswith("soft start")
+
+
+@pytest.mark.parametrize(
+    "inputs", [{"action": None}, {"action": HOME, "ages_s": {"state": 0.0}}], ids=["idle", "blind"]
+)
+def test_an_arm_that_is_moved_in_a_hold_is_commanded_to_where_it_is(inputs: dict[str, Any]) -> None:
+    arm, errors = Arm(config=SafetyConfig(tracking_fault_s=0.5)), []
+    arm.settle(HOME, 10)
+    for step in range(200):
+        arm.measured = moved(0, min(step * DT_S * 0.5, 2.0))  # by hand, at a quarter of its speed
+        command = arm.play(follows=False, **inputs)
+        errors.append(abs(command.positions[0] - arm.measured[0]))
+    assert max(errors) <= CONFIG.max_jump_s * SPEED[0]
+    assert errors[-1] < CONFIG.max_tracking_error_s * SPEED[0]
+    assert arm.play(moved(0, 2.0)).status in ("tracking", "fault")
 
 
 def test_a_policy_that_fails_for_long_is_a_fault() -> None:

@@ -34,7 +34,8 @@ class SafetyConfig:
         max_jump_s: how far a command may be from the measured pose, in time at the velocity limit.
         near_s: within it the arm is where it was sent, and an action is near enough to be followed at full speed.
         soft_start_speed: fraction of the velocity limits while the arm is taken to an action that is not near.
-        soft_start_after_s: a pause in tracking after which it starts softly again.
+        soft_start_after_s: a pause in tracking after which it starts softly again; and one in measuring, after which a
+            joint that is not near where it was sent was moved by somebody else.
         limit_margin_s: how far outside its position limits a joint may be measured.
         max_tracking_error_s, tracking_fault_s: a fault once the arm is further than the first from where it was sent
             for longer than the second.
@@ -88,7 +89,8 @@ class Safety:
     than ``max_elapsed_steps`` control periods, nor than ``max_jump_s``) from the one before, and changes its velocity
     by at most the acceleration limit, with one exception: a joint never leaves its position limits in order to brake
     gently, which only a clock that jitters can ask for. The limiter brakes in time to stop at the action, so it adds no
-    overshoot. The first command starts at the measured pose.
+    overshoot. The first command starts at the measured pose, and so does a joint that was moved while nobody measured
+    it, such as by hand while its driver was restarted.
 
     Three states:
 
@@ -96,8 +98,9 @@ class Safety:
     - ``holding``: while an input is too old, not finite or missing, the clock does not go forward, the policy fails or
       no action is due. Joints that followed when last measured brake and stand where the commands stop: commanding the
       measured pose instead would let the arm sink by its sag at every hold, and the gripper drop what it holds. Joints
-      that did not follow go to the last measured pose, captured when the hold began. The first action after that which
-      is not near, after ``soft_start_after_s``, is approached softly.
+      that did not follow go to the last measured pose, captured when the hold began, and again whenever somebody has
+      moved them further than ``max_tracking_error_s`` away. The first action after that which is not near, after
+      ``soft_start_after_s``, is approached softly.
     - ``fault``: stands likewise, until :meth:`reset`. Caused by an action that is not finite or of the wrong shape, a
       state of the wrong shape or outside the position limits by more than ``limit_margin_s``, an arm that does not
       follow, and a policy that fails for ``policy_fault_s``.
@@ -161,6 +164,7 @@ class Safety:
         self._tracked_s = -math.inf  # when it was tracking last
         self._failing_s = 0.0
         self._astray_s = 0.0
+        self._unseen_s = 0.0  # since the last good measured pose
         self._measured: Array | None = None  # last good one
         self._position: Array = np.full(joints, np.nan)  # last command, from the first good measured pose on
         self._velocity: Array = np.zeros(joints)
@@ -220,6 +224,7 @@ class Safety:
         self._last_s = now_s
         if elapsed_s < 0:
             return 0.0, f"the clock went back by {-elapsed_s:.3g} s"
+        self._unseen_s += elapsed_s
         return min(elapsed_s, self._max_elapsed_s), ""
 
     def _observe(self, state: ArrayLike | None, ages_s: Mapping[str, float], dt_s: float) -> str:
@@ -238,9 +243,19 @@ class Safety:
             return self._latch(f"measured outside the position limits: {self._list(outside)}")
         if self._measured is None:
             self._position = self._pose(measured)
-        self._measured = measured
+        elif self._unseen_s > self.config.soft_start_after_s:
+            self._start_anew(measured)
+        self._measured, self._unseen_s = measured, 0.0
         self._watch(np.abs(self._position - measured), dt_s)
         return ""
+
+    def _start_anew(self, measured: Array) -> None:
+        """From where they are, for joints that were moved while nobody measured them."""
+        was_moved = np.abs(self._position - measured) > self._near
+        if _any(was_moved):
+            self._position = np.where(was_moved, self._pose(measured), self._position)
+            self._velocity = np.where(was_moved, 0.0, self._velocity)
+            self._hold, self._tracked_s = None, -math.inf
 
     def _watch(self, error: Array, dt_s: float) -> None:
         """Does the arm go where it is sent?"""
@@ -291,10 +306,14 @@ class Safety:
         return self.fault
 
     def _stand(self, measured: Array, dt_s: float) -> None:
-        """Brake the joints that follow; take the others to where they were measured when the hold began."""
+        """Brake the joints that follow; take the others to where they were measured when they were found astray."""
         if self._hold is None:
             self._hold = self._pose(measured), self._follows & ~self._is_rate
         pose, is_braked = self._hold
+        astray = np.abs(self._position - measured) > self._max_error
+        if _any(astray):  # moved by somebody else: stand where they are then, not where they were
+            pose, is_braked = np.where(astray, self._pose(measured), pose), is_braked & ~astray
+            self._hold = pose, is_braked
         if dt_s:
             velocity = self._approach(pose - self._position, self._soft_speed, dt_s)
             self._move(np.where(is_braked, 0.0, velocity), dt_s)
