@@ -6,7 +6,9 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
+TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 PARAMETERS = {  # left out, what params_file says holds
     "policy": (str, "mini, hold, a policy directory, or the address of a server, ws://host:port"),
     "robot": (str, "a robot file, or the name of a bundled one"),
@@ -64,5 +66,9 @@ def find(params_file):
 
 
 def read(kind, text):
-    """An argument as a parameter has it."""
-    return text.lower() in ("true", "1", "yes", "on") if kind is bool else kind(text)
+    """An argument as a parameter has it; text as it is, which launch would read as YAML."""
+    if kind is not bool:
+        return ParameterValue(kind(text), value_type=kind)
+    if text.strip().lower() not in TRUE | FALSE:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.strip().lower() in TRUE

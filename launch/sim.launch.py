@@ -4,7 +4,9 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
+TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 PARAMETERS = {  # left out, the node's own default holds
     "task": (str, "Reach, Lift, PickPlace or Stack"),
     "perturb": (str, "what varies in the scenes, as for pi0 eval"),
@@ -43,5 +45,9 @@ def sim_node(context):
 
 
 def read(kind, text):
-    """An argument as a parameter has it."""
-    return text.lower() in ("true", "1", "yes", "on") if kind is bool else kind(text)
+    """An argument as a parameter has it; text as it is, which launch would read as YAML."""
+    if kind is not bool:
+        return ParameterValue(kind(text), value_type=kind)
+    if text.strip().lower() not in TRUE | FALSE:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.strip().lower() in TRUE

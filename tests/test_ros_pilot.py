@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,19 @@ def test_a_frozen_camera_is_told_from_a_silent_one() -> None:
     assert command is not None
     assert command.status == "holding"
     assert command.reason.startswith(f"{CAMERA} is frozen: it has repeated one stamp for 0.55 s")
+
+
+@pytest.mark.parametrize("stream", [CAMERA, STATE, "all"])
+def test_a_stamp_in_the_future_gets_no_better_by_waiting(stream: str) -> None:
+    flight = flying()
+    streams = flight.inputs.streams if stream == "all" else [stream]
+    flight.step(10, **dict.fromkeys(streams, shifted(3 * NS)))
+    flight.commands.clear()
+    flight.step(90, **dict.fromkeys(streams))  # until its time has come, and beyond
+    assert {command.status for command in flight.commands} == {"holding"}
+    assert {*flight.pilot.look.troubles} >= {*streams}
+    flight.step(4)
+    assert flight.commands[-1].status == "tracking"
 
 
 def test_what_comes_after_a_tick_has_read_its_clock_is_not_from_the_future() -> None:
@@ -282,6 +296,48 @@ def test_it_commands_nothing_until_enabled_and_once_a_disabled_arm_stands() -> N
     assert command is not None
     assert np.abs(command.positions - flight.pose).max() < 0.02
     assert "disable first" in flight.pilot.reset()
+
+
+def test_an_arm_that_was_halted_in_mid_motion_is_commanded_from_where_it_is() -> None:
+    flight = flying()
+    flight.pilot.halt()
+    flight.pose = found = flight.pose + np.float32([1, 0, 0, 0, 0, 0, 0])  # moved by hand
+    assert flight.step(5) is None
+    assert flight.pilot.enable() == ""
+    command = flight.step()
+    assert command is not None
+    assert np.abs(command.positions - found).max() < 0.05
+
+
+def test_inputs_are_seen_without_steps_and_without_keeping_them_to_their_format() -> None:
+    flight = Flight()
+    other = with_fields(height=4, data=bytes(96))
+    for name in flight.inputs.streams:
+        message = flight.message(name)
+        flight.inputs.put(name, other(message) if name == CAMERA else message, flight.clock_ns, flight.now_ns / NS)
+    flight.pilot.look_on(flight.now_ns / NS)
+    assert not flight.pilot.look.troubles
+    flight.pilot.look_on(flight.now_ns / NS + 1)
+    assert set(flight.pilot.look.troubles) == {*flight.inputs.streams}
+    flight.pilot.enable()
+    flight.step(2)
+    assert not flight.pilot.look.troubles
+
+
+def test_a_message_that_comes_while_the_inputs_are_cleared_is_forgotten_too() -> None:
+    flight = Flight()
+    message = flight.message(CAMERA)
+
+    class Header:
+        """Looked at in the midst of :meth:`Inputs.put`."""
+
+        @property
+        def stamp(self) -> Any:
+            flight.inputs.clear("since then")
+            return message.header.stamp
+
+    flight.inputs.put(CAMERA, SimpleNamespace(header=Header()), flight.clock_ns, flight.now_ns / NS)
+    assert flight.inputs.look(flight.now_ns / NS).troubles[CAMERA] == f"nothing has come from {CAMERA} since then"
 
 
 def test_enabling_again_changes_nothing_and_enabling_while_it_brakes_goes_on() -> None:

@@ -14,17 +14,25 @@ KEPT = 1000  # beats that the figures are of
 class ControlLoop:
     """Calls ``tick`` once per period until stopped; a period that was missed is left out, never made up for.
 
+    Args:
+        period_s: of the ticks [s].
+        tick: called with the time on the steady clock [s]; an error in it ends the loop.
+        has_ended: called on the loop's thread when it has ended.
+
     Attributes:
         missed: periods in which no tick began.
     """
 
-    def __init__(self, period_s: float, tick: Callable[[float], None]) -> None:
+    def __init__(
+        self, period_s: float, tick: Callable[[float], None], has_ended: Callable[[], None] = lambda: None
+    ) -> None:
         self.missed = 0
         self._period_s, self._tick = period_s, tick
         self._late_s: deque[float] = deque(maxlen=KEPT)
         self._stop = threading.Event()
         self._thread = ThreadPoolExecutor(1, "control")
         self._run: Future[None] = self._thread.submit(self._beat)
+        self._run.add_done_callback(lambda _: has_ended())
 
     @property
     def failure(self) -> BaseException | None:

@@ -42,11 +42,11 @@ class Diagnostics:
         message = DiagnosticArray()
         message.header.stamp = to_stamp(clock_ns)
         level, state, reason = driving(pilot)
-        name = pilot.policy.robot.name
+        name, trouble = pilot.policy.robot.name, pilot.policy_trouble
         message.status = [
             self._status("control", name, level, reason or state, _control(pilot, loop, state)),
             self._inputs(pilot, name, now_s),
-            self._status("policy", name, OK, "", _policy(pilot)),
+            self._status("policy", name, WARN if trouble else OK, trouble, _policy(pilot)),
         ]
         return message
 

@@ -59,8 +59,8 @@ class Examiner(Node):
         self._latest.pop(f"{SIM}/episode", None)  # so that the end of this one is not that of another
         begun = json.loads(self._call(self._begin, Trigger.Request()))
         self.prepare(seed, begun["prompt"])
-        self.enable(True)
         try:
+            self.enable(True)
             self.wait(lambda: self._is_over(seed), f"the end of the episode with seed {seed}", limit_s)
         finally:
             self.enable(False)

@@ -24,15 +24,21 @@ STATE, POSE = "state", "ee_pose"
 
 @dataclass(frozen=True)
 class _Received:
-    """A message; ``late_s`` by the ROS clock when it came at ``came_s``; its stamp was there again at ``again_s``."""
+    """A message; ``late_s`` by the ROS clock when it came at ``came_s``; its stamp was there again at ``again_s``.
+
+    One that ``is_ahead``, stamped in the future, stays so: it gets no better by waiting.
+    """
 
     message: Any
     stamp_ns: int
     late_s: float
     came_s: float
     again_s: float
+    is_ahead: bool
 
     def age_s(self, now_s: float) -> float:
+        if self.is_ahead:
+            return self.late_s
         return self.late_s + max(now_s - self.came_s, 0.0)  # it may come after a tick has read its clock
 
 
@@ -116,11 +122,14 @@ class Inputs:
             now_s: the steady clock [s].
         """
         self.counts[name] += 1
-        stamp_ns, last = to_ns(message.header.stamp), self._newest.get(name)
+        newest = self._newest  # which another thread may clear meanwhile: then this is forgotten, too
+        stamp_ns, last = to_ns(message.header.stamp), newest.get(name)
         if last is not None and last.stamp_ns == stamp_ns:
-            self._newest[name] = replace(last, again_s=now_s)
+            newest[name] = replace(last, again_s=now_s)
         else:
-            self._newest[name] = _Received(message, stamp_ns, (clock_ns - stamp_ns) / NS, now_s, now_s)
+            late_s = (clock_ns - stamp_ns) / NS
+            is_ahead = late_s < -self._limits.max_ahead_s
+            newest[name] = _Received(message, stamp_ns, late_s, now_s, now_s, is_ahead)
 
     def clear(self, since: str) -> None:
         """Forget all messages; ``since`` completes the sentence "nothing has come from it ..."."""
@@ -131,14 +140,14 @@ class Inputs:
         """Cameras may have another size or encoding from now on; otherwise a change is refused."""
         self._formats: dict[str, str] = {}
 
-    def look(self, now_s: float) -> Look:
-        """All streams now, on the steady clock [s]."""
+    def look(self, now_s: float, keeps_formats: bool = True) -> Look:
+        """All streams now, on the steady clock [s]; ``keeps_formats``: images are to stay as they are now."""
         newest = dict(self._newest)
         troubles = {name: trouble for name in self.streams if (trouble := self._late(name, newest.get(name), now_s))}
         images = {name: newest[name].message for name in self.streams if name in newest and name not in self._parts}
         state = self._state(newest, troubles)
         for name, message in images.items():
-            if name not in troubles and (trouble := self._odd(name, message)):
+            if name not in troubles and (trouble := self._odd(name, message, keeps_formats)):
                 troubles[name] = trouble
         if not troubles and (skew := self._skew({name: newest[name].stamp_ns for name in images})):
             troubles["cameras"] = skew
@@ -166,7 +175,7 @@ class Inputs:
         age_s, still_s = received.age_s(now_s), now_s - received.came_s
         if received.stamp_ns == 0:
             return f"{name} has a stamp of zero; expected the time it was taken at"
-        if age_s < -limits.max_ahead_s:
+        if received.is_ahead:
             return f"{name} is stamped {-age_s:.2f} s in the future; are the clocks in step?"
         if age_s <= limit_s:
             return ""
@@ -176,13 +185,15 @@ class Inputs:
             return f"{name} is frozen: it has repeated one stamp for {still_s:.2f} s; the limit is {limit_s:g} s"
         return f"{name} has been silent for {still_s:.2f} s; the limit is {limit_s:g} s"
 
-    def _odd(self, name: str, message: Any) -> str:
+    def _odd(self, name: str, message: Any, keeps_formats: bool) -> str:
         """What is wrong with an image as such, or as a successor of those before."""
         try:
             got = image_format(message)
         except ObservationError as error:
             return f"{name}: {error}"
-        first = self._formats.setdefault(name, got)
+        first = self._formats.get(name, got)
+        if keeps_formats:
+            self._formats[name] = first
         return "" if got == first else f"{name} has changed from {first!r} to {got!r}; disable and reset to accept it"
 
     def _skew(self, stamps_ns: Mapping[str, int]) -> str:

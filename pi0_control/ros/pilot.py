@@ -48,7 +48,7 @@ class Pilot:
         prompt: the instruction in force, as of the last :meth:`hear`; without one the arm holds.
         is_enabled: whether the policy drives.
         command: the last one, while it commands.
-        look: the inputs of the last step.
+        look: the inputs of the last step, or of the last :meth:`look_on`.
         has_new_chunk: whether the last step went over to a new chunk; ``chunk_stamp_ns`` is its observation's.
         inference_s: how long the inference under way has been running, else how long the last one ran [s].
         timing_ms: of the last chunk, by stage [ms].
@@ -102,7 +102,24 @@ class Pilot:
         """Brake; once the arm stands, command nothing. In lock-step it stands already."""
         self.is_enabled = False
         if self._is_lock_step:
-            self.command = None
+            self.halt()
+
+    def halt(self) -> None:
+        """Command nothing from now on, whether the arm stands or not."""
+        self.is_enabled, self.command = False, None
+
+    def look_on(self, now_s: float) -> None:
+        """Take note of the inputs while there are no steps."""
+        self.look = self.inputs.look(now_s, keeps_formats=False)
+
+    def is_at_rest(self, limit_s: float) -> bool:
+        """Whether no inference is under way any more, once so long was waited for it [s]."""
+        return self._inference is None or bool(wait([self._inference.chunk], limit_s).done)
+
+    @property
+    def policy_trouble(self) -> str:
+        """Why the policy gave no chunk when it was asked last; empty if it did, or is not asked now."""
+        return self._policy_error or self._bad_observation
 
     def reset(self, seed: int | None = None) -> str:
         """Clear a fault and begin an episode. Returns why not, empty if done.
@@ -135,7 +152,7 @@ class Pilot:
         look = self.look = self.inputs.look(now_s)
         if not self.is_enabled and self.command is None:
             return None
-        prompt_age_s = 0.0 if self._is_lock_step else now_s - self._heard_s
+        prompt_age_s = 0.0 if self._is_lock_step else max(0.0, now_s - self._heard_s)
         action, reason = self._action(look, now_s, prompt_age_s)
         command = self.safety.check(
             now_s,

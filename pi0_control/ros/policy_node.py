@@ -1,9 +1,12 @@
 """policy_node: a policy behind the topics, services and life cycle of ROS 2."""
 
 import os
+import re
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -47,7 +50,8 @@ from pi0_control.ros.signals import note_signals
 BRAKE_LIMIT_S = 2.0
 WARM_UP_IMAGE = (480, 640, 3)
 SPIN_S = 0.1  # how soon a signal is heeded
-INFERENCE_LIMIT_S = 2.0  # for which the end waits
+INFERENCE_LIMIT_S = 2.0  # for which cleaning up and the end wait
+END_LIMIT_S = 8  # for braking and giving everything back; whole seconds
 INFERENCE = "inference"  # its threads are called so
 NEVER_S = 1e9
 LoadPolicy = Callable[[NodeConfig], Policy]
@@ -101,7 +105,7 @@ class PolicyNode(LifecycleNode):
         self._rig: _Rig | None = None
         self._lock = threading.Lock()  # of the pilot
         self._stands = threading.Event()  # nothing is commanded
-        self._state = ""
+        self._state = self._reason = ""  # as the log has them
         parameters.declare(self, parameters.TABLE)
         self.add_on_set_parameters_callback(self._judge_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -110,6 +114,7 @@ class PolicyNode(LifecycleNode):
         self.create_subscription(String, "~/prompt", self._on_prompt, 1)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self._has_news = self.create_guard_condition(self._tell)
         self.create_timer(1.0, self._tell, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     # life cycle
@@ -136,7 +141,7 @@ class PolicyNode(LifecycleNode):
         if rig.config.enabled:
             rig.pilot.enable()
         if rig.lock_step is None:
-            rig.loop = ControlLoop(rig.pilot.period_s, self._tick)
+            rig.loop = ControlLoop(rig.pilot.period_s, self._tick, self._has_news.trigger)
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -148,6 +153,10 @@ class PolicyNode(LifecycleNode):
         """Give everything back."""
         rig, self._rig = self._rig, None
         if rig is not None:
+            if not (self.is_over.is_set() or rig.pilot.is_at_rest(INFERENCE_LIMIT_S)):
+                self.get_logger().warning(
+                    "an inference is still under way; until it ends, it keeps the policy in memory"
+                )
             rig.made.close()
             del rig
             free_device_memory()
@@ -224,8 +233,13 @@ class PolicyNode(LifecycleNode):
             rig.pilot.disable()
             self._stands.clear()
         if rig.loop is not None:
-            self._stands.wait(BRAKE_LIMIT_S)
+            if (failure := rig.loop.failure) is not None:
+                self.get_logger().error(f"the control loop has ended, another one brakes: {failure!r}")
+                rig.loop = ControlLoop(rig.pilot.period_s, self._tick, self._has_news.trigger)
+            if not self._stands.wait(BRAKE_LIMIT_S):
+                self.get_logger().error(f"the arm does not stand {BRAKE_LIMIT_S:g} s after it was to brake; be careful")
             rig.loop.stop()
+        rig.pilot.halt()
         rig.loop, rig.is_active = None, False
         self._tell()
 
@@ -255,18 +269,19 @@ class PolicyNode(LifecycleNode):
                 self._send(rig, command, clock_ns)
             has_changed = self._note_state(rig)
         if has_changed:
-            self._tell()
+            self._has_news.trigger()  # told on the executor's thread: whatever fails there, commands go on
 
     def _send(self, rig: _Rig, command: Any, stamp_ns: int) -> None:
         if not rig.config.dry_run:
             rig.output.send(rig.pilot, command, stamp_ns)
 
-    def _note_state(self, rig: _Rig) -> bool:
-        """Whether it drives in another way than before; the log says so."""
+    def _note_state(self, rig: _Rig, with_reason: bool = False) -> bool:
+        """Whether it drives in another way than before, or for another reason why it does not; the log says so."""
         _, state, reason = driving(rig.pilot)
-        if state == self._state:
+        kind = "" if state == "tracking" else re.sub(r"[\d.]+", "", reason)  # numbers change all the time
+        if state == self._state and not (with_reason and kind != self._reason):
             return False
-        self._state = state
+        self._state, self._reason = state, kind
         words = f"{state}: {reason}" if reason else state
         if state == "fault":
             self.get_logger().error(words)
@@ -285,6 +300,9 @@ class PolicyNode(LifecycleNode):
             raise rig.loop.failure
         now_s, clock_ns = time.monotonic(), self.get_clock().now().nanoseconds
         with self._lock:
+            if not rig.is_active and rig.lock_step is None:
+                rig.pilot.look_on(now_s)
+            self._note_state(rig, with_reason=True)
             message = rig.diagnostics.message(rig.pilot, rig.loop, now_s, clock_ns)
         self._diagnostics.publish(message)
 
@@ -344,7 +362,7 @@ class PolicyNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None, load: LoadPolicy = local_policy) -> None:
-    """Run the node until SIGINT or SIGTERM; then the arm brakes first, and nothing that hangs is waited for.
+    """Run the node until a signal asks it to end; then the arm brakes first, and nothing that hangs is waited for.
 
     Raises:
         Pi0Error: a parameter is not as expected, or the node was to start by itself and cannot.
@@ -366,15 +384,17 @@ def _spin(node: PolicyNode, signals: list[int]) -> None:
         if node.get_parameter("autostart").value:
             if node.trigger_configure() != SUCCESS:
                 raise node.error or ConfigError("The node could not be configured; its log says why.")
-            node.trigger_activate()
+            if node.trigger_activate() != SUCCESS:
+                raise ConfigError("The node could not be activated; its log says why.")
         while not (signals or node.is_over.is_set()):
             executor.spin_once(timeout_sec=SPIN_S)
     finally:
-        signal.alarm(0)
+        signal.alarm(END_LIMIT_S)
         if not node.is_over.is_set():
             node.trigger_shutdown()
         executor.shutdown()
         node.destroy_node()
+        signal.alarm(0)
 
 
 def _end_inference() -> None:
@@ -384,6 +404,8 @@ def _end_inference() -> None:
             thread.join(INFERENCE_LIMIT_S)
             if thread.is_alive():
                 get_logger("policy_node").error("an inference hangs; the process ends without it")
+                if sys.exc_info()[0]:  # why it ends, which would be lost
+                    traceback.print_exc()
                 os._exit(1)
 
 
