@@ -148,7 +148,7 @@ class WorkerPool:
     def _receive(self, pipe: Connection) -> Any:
         try:
             message = pipe.recv()
-        except (EOFError, ConnectionResetError) as error:
+        except (EOFError, OSError) as error:  # the latter in the midst of a message
             raise self._death(pipe) from error
         if isinstance(message, Exception):
             raise message

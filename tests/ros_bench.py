@@ -89,6 +89,12 @@ class Bench:
         count = len(self.robot.commands)
         self._until_commands(count + 2, lambda span: not span[-5:].any(), "commands to stand")
 
+    def until_told_again(self, state: str) -> None:
+        """The node says that it is in this state; what it had sent before has come."""
+        for _ in range(2):  # the first may have been under way
+            self.robot.diagnostics.clear()
+            self.until_state(state)
+
     def until_moving(self) -> None:
         """The policy drives, and the arm goes on."""
         self.until_state("tracking")
@@ -103,6 +109,14 @@ class Bench:
             return len(positions) > count + 5 and bool(condition(np.abs(np.diff(positions, axis=0)).max(axis=1)))
 
         self.probe.until(is_so, f"{what}; it says {self.robot.message()!r}")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """The exit code after a signal; meanwhile the robot goes on, and it has got all that was sent to it."""
+        self.process.send(how)
+        self.probe.until(lambda: not self.process.is_running, "the end of the process")
+        beats = self.robot.beats
+        self.probe.until(lambda: self.robot.beats > beats + 20, "the last commands")
+        return self.process.end(how)
 
     def close(self) -> None:
         self.process.end(signal.SIGTERM)

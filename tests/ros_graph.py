@@ -129,9 +129,13 @@ class Process:
         """Whether it has not ended."""
         return self._process.poll() is None
 
+    def send(self, how: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(how)
+
     def end(self, how: signal.Signals = signal.SIGTERM, limit_s: float = LIMIT_S) -> int:
         """Send a signal; the exit code."""
-        self._process.send_signal(how)
+        self.send(how)
         try:
             return self._process.wait(limit_s)
         finally:

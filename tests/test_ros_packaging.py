@@ -12,6 +12,9 @@ import sys
 import sysconfig
 import tomllib
 from pathlib import Path
+from runpy import run_path
+from typing import Any
+from unittest.mock import MagicMock
 from xml.etree import ElementTree
 
 import pytest
@@ -20,8 +23,9 @@ import yaml
 pytest.importorskip("rclpy", reason="no rclpy: on Linux pip install 'pi0-control[ros]' brings it")
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 
+from pi0_control.control import Safety
 from pi0_control.robot import RobotSpec
-from pi0_control.ros.parameters import TABLE
+from pi0_control.ros.parameters import TABLE, NodeConfig
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "ros2_ws" / "src" / "pi0_control"
@@ -107,17 +111,19 @@ def test_versions_and_dependencies_are_the_same_for_pip_and_colcon() -> None:
 def test_parameter_files_hold_parameters_that_exist_for_robots_that_exist(file: Path) -> None:
     (wildcard, section), *others = yaml.safe_load(file.read_text(encoding="utf-8")).items()
     assert (wildcard, others) == ("/**", [])  # a section that names the node would win over launch arguments
-    assert flat(section["ros__parameters"]) <= set(TABLE)
-    if robot := section["ros__parameters"].get("robot"):
-        RobotSpec.from_yaml(robot)
+    values = flat(section["ros__parameters"])
+    assert set(values) <= set(TABLE)
+    config = NodeConfig.from_values({name: entry.default for name, entry in TABLE.items()} | values)
+    if config.robot:
+        Safety(RobotSpec.from_yaml(config.robot), config.safety)
 
 
-def flat(values: dict, group: str = "") -> set[str]:
-    """Names of parameters as ROS has them, with their groups."""
-    names = (
-        flat(value, f"{group}{key}.") if isinstance(value, dict) else {group + key} for key, value in values.items()
-    )
-    return set().union(*names)
+def flat(values: dict, group: str = "") -> dict[str, Any]:
+    """Parameters as ROS names them, with their groups."""
+    flattened: dict[str, Any] = {}
+    for key, value in values.items():
+        flattened |= flat(value, f"{group}{key}.") if isinstance(value, dict) else {group + key: value}
+    return flattened
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)
@@ -125,6 +131,22 @@ def test_launch_files_import_nothing_of_ours(name: str) -> None:
     """They run in the Python of the ros2 command, which may know neither torch nor pi0_control."""
     imported = re.findall(r"^(?:from|import) (\w+)", (ROOT / "launch" / name).read_text(encoding="utf-8"), re.MULTILINE)
     assert set(imported) <= {"launch", "launch_ros", "pathlib"}
+
+
+@pytest.mark.parametrize("name", ["policy.launch.py", "sim.launch.py"])
+def test_launch_arguments_are_read_as_they_are_meant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = MagicMock()
+    for module in ("launch", "launch.actions", "launch.substitutions", "launch_ros", "launch_ros.actions"):
+        monkeypatch.setitem(sys.modules, module, MagicMock())
+    monkeypatch.setitem(sys.modules, "launch_ros.parameter_descriptions", parameters)
+    read = run_path(str(ROOT / "launch" / name))["read"]
+    assert [read(bool, word) for word in ("true", "On", " yes ", "1")] == [True] * 4
+    assert [read(bool, word) for word in ("false", "OFF", "no", "0")] == [False] * 4
+    for word in ("ture", "y", "enable"):
+        with pytest.raises(ValueError, match=f"'{word}' is neither true nor false"):
+            read(bool, word)
+    read(str, "lift it # slowly")
+    parameters.ParameterValue.assert_called_once_with("lift it # slowly", value_type=str)
 
 
 LAUNCHED = """

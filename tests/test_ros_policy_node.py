@@ -2,8 +2,9 @@
 
 import re
 import signal
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_bench import NODE, SCRIPT, Bench
-from ros_graph import Probe, Process, ros_context
-from ros_robot import check_positions
+from ros_graph import LIMIT_S, Probe, Process, ros_context
+from ros_robot import Robot, check_positions
 from std_msgs.msg import Float64MultiArray, String
 from swaying_policy import ARM6, SwayingPolicy
 
+from pi0_control.ros import policy_node
+from pi0_control.ros.diagnostics import Diagnostics
+from pi0_control.ros.outputs import Output
 from pi0_control.ros.parameters import TABLE, NodeConfig
+from pi0_control.ros.pilot import Pilot
 from pi0_control.ros.policy_node import PolicyNode
 from pi0_control.types import ActionChunk, Observation
 
@@ -43,6 +48,94 @@ def test_sigterm_while_a_policy_is_being_loaded_ends_the_process(tmp_path: Path)
         probe.until(lambda: "loading" in process.output, "the load")
         assert process.end(signal.SIGTERM) == -signal.SIGALRM
         probe.close()
+
+
+def test_sigterm_while_a_command_is_stuck_ends_the_process(tmp_path: Path) -> None:
+    with ros_context() as context:
+        parameters = ("prompt:=sway", "policy:=stuck", "autostart:=true", "enabled:=true")
+        bench = Bench(context, tmp_path / "log.txt", *parameters)
+        bench.probe.until(lambda: len(bench.robot.commands) == 10, "commands")
+        assert bench.end(signal.SIGTERM) == -signal.SIGALRM
+        bench.close()
+
+
+@pytest.fixture
+def driven() -> Iterator[tuple[PolicyNode, Probe, Robot]]:
+    """A node in this process, and the robot in mid-motion."""
+    values = {"prompt": "sway", "enabled": True, "use_sim_time": True, "safety.tracking_fault_s": 3000.0}
+    parameters = [Parameter(name, value=value) for name, value in values.items()]
+    with ros_context() as context:
+        probe, robot = Probe(context), Robot(context)
+        node = PolicyNode(lambda config: SwayingPolicy(), context=context, parameter_overrides=parameters)
+        for each in (robot, node):
+            probe.add(each)
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        probe.until(lambda: len(robot.commands) > 10 and np.abs(robot.pose - ARM6.home).max() > 0.3, "a motion")
+        yield node, probe, robot
+        for each in (node, robot):
+            each.destroy_node()
+        probe.close()
+
+
+@pytest.mark.parametrize("broken", [Output.send, Diagnostics.message], ids=lambda broken: broken.__qualname__)
+def test_an_error_of_ours_ends_the_node_and_the_arm_brakes_before(
+    driven: tuple[PolicyNode, Probe, Robot], broken: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (node, probe, robot), breaks = driven, iter([True])
+
+    def once(*arguments: Any) -> Any:
+        if next(breaks, False):
+            raise LookupError("a bug")
+        return broken(*arguments)
+
+    monkeypatch.setattr(Output if broken is Output.send else Diagnostics, broken.__name__, once)
+    with pytest.raises(LookupError, match="a bug"):
+        probe.until(lambda: False, "an error")
+    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+    probe.until(lambda beats=robot.beats: robot.beats > beats + 20, "the last commands")
+    robot.check_commands()
+    steps = np.abs(np.diff([positions for _, positions in robot.commands], axis=0)).max(axis=1)
+    assert steps[-1] < steps.max() / 2  # the brake's; that it stands is not sent again
+
+
+def test_an_arm_that_still_moves_when_time_is_up_is_told_nothing_more(
+    driven: tuple[PolicyNode, Probe, Robot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, probe, robot = driven
+    monkeypatch.setattr(policy_node, "BRAKE_LIMIT_S", 1e-3)
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    probe.until(lambda beats=robot.beats: robot.beats > beats + 20, "the last commands")
+    robot.commands.clear()
+    robot.pose = ARM6.home.copy()  # moved by hand
+    probe.until(lambda beats=robot.beats: robot.beats > beats + 5, "measurements")
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    probe.until(lambda: len(robot.commands) > 5, "commands from where it is")
+    assert np.abs(robot.commands[0][1] - ARM6.home).max() < 0.05
+    robot.check_commands()
+
+
+def test_cleaning_up_waits_for_an_inference(
+    driven: tuple[PolicyNode, Probe, Robot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, probe, _ = driven
+    begun, may_end, is_at_rest = threading.Event(), threading.Event(), Pilot.is_at_rest
+
+    def slow(*_: Any, **__: Any) -> ActionChunk:
+        begun.set()
+        may_end.wait(LIMIT_S)
+        raise ValueError("too late")
+
+    rig = node._rig
+    assert rig is not None
+    policy = weakref.ref(rig.pilot.policy)
+    rig.pilot.policy.infer = slow  # type: ignore[method-assign]
+    del rig
+    probe.until(begun.is_set, "an inference")
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    monkeypatch.setattr(Pilot, "is_at_rest", lambda pilot, limit_s: may_end.set() or is_at_rest(pilot, limit_s))
+    assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    assert policy() is None
 
 
 def test_cleaning_up_lets_go_of_the_policy() -> None:
@@ -125,11 +218,9 @@ def test_it_drives_only_while_active_and_enabled(bench: Bench) -> None:
     probe.until(lambda: np.abs(robot.pose - ARM6.home).max() > 0.3, "a motion")
     assert "disable first" in bench.reset()
     assert bench.enable(False) == ""
-    bench.until_state("disabled")
+    bench.until_told_again("disabled")
     count = len(robot.commands)
-    for _ in range(2):  # that the next diagnostics come is time enough for a command
-        robot.diagnostics.clear()
-        bench.until_state("disabled")
+    bench.until_told_again("disabled")
     assert len(robot.commands) == count
     assert bench.reset() == ""
     assert bench.enable() == ""
@@ -140,10 +231,11 @@ def test_it_drives_only_while_active_and_enabled(bench: Bench) -> None:
 def test_deactivating_in_mid_motion_brakes_and_activating_goes_on_from_there(bench: Bench) -> None:
     robot = bench.robot
     assert bench.change(Transition.TRANSITION_DEACTIVATE)
-    bench.until_state("disabled")
+    bench.until_told_again("disabled")
     robot.check_commands()
     robot.pose = found = np.clip(robot.pose + np.float32(0.1), ARM6.lower, ARM6.upper)  # moved by hand
     robot.commands.clear()
+    bench.until_told_again("disabled")  # and measured since
     assert bench.change(Transition.TRANSITION_ACTIVATE)
     assert bench.enable() == ""
     bench.until_state("tracking")

@@ -27,6 +27,7 @@ from pi0_control.types import ChunkPrefix, Observation
 
 DEADLINE_S = 0.2
 GRACE_S = 5.0  # of a busy machine, on top of a deadline
+TRIED_S = 2.0  # in which a first try has failed, on a busy machine, too
 FREE = ServerConfig(port=0)
 
 
@@ -36,13 +37,13 @@ def remote(url: str, **options: Any) -> Iterator[RemotePolicy]:
         yield policy
 
 
-def fails_in_time(policy: RemotePolicy, observation: Observation) -> str:
-    """What it says when it cannot answer within DEADLINE_S."""
+def fails_in_time(policy: RemotePolicy, observation: Observation, deadline_s: float = DEADLINE_S) -> str:
+    """What it says when it cannot answer within the deadline."""
     started_s = time.perf_counter()
-    policy.deadline_s = DEADLINE_S
+    policy.deadline_s = deadline_s
     with pytest.raises(RemoteError) as raised:
         policy.infer(observation)
-    assert time.perf_counter() - started_s < DEADLINE_S + GRACE_S
+    assert time.perf_counter() - started_s < deadline_s + GRACE_S
     policy.deadline_s = LIMIT_S
     return str(raised.value)
 
@@ -236,10 +237,10 @@ def test_nobody_there_and_somebody_else_there() -> None:
         with pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
             RemotePolicy(f"wss://127.0.0.1:{port}", connect_s=DEADLINE_S)
     with pytest.raises(RemoteError, match="Connect call failed"):
-        RemotePolicy(f"ws://127.0.0.1:{port}", connect_s=DEADLINE_S)
+        RemotePolicy(f"ws://127.0.0.1:{port}", connect_s=TRIED_S)
     with serving(HoldPolicy(ARM6, 4)) as served:
-        with pytest.raises(RemoteError, match=r"did not answer within 0\.2 s \(.+\)"):
-            RemotePolicy(served.url.replace("ws:", "wss:"), connect_s=DEADLINE_S)
+        with pytest.raises(RemoteError, match=r"did not answer within 2 s \(.+\)"):
+            RemotePolicy(served.url.replace("ws:", "wss:"), connect_s=TRIED_S)
         with pytest.raises(RemoteError, match="HTTP 200"):
             RemotePolicy(f"{served.url}/healthz", connect_s=LIMIT_S)
 
@@ -298,7 +299,7 @@ def test_a_server_that_is_gone_holds_nobody_up_and_may_come_back() -> None:
     with serving(HoldPolicy(ARM6, 4)) as served:
         policy = RemotePolicy(served.url.replace("localhost", "127.0.0.1"), deadline_s=LIMIT_S)
     with policy:
-        assert "Connect call failed" in fails_in_time(policy, observe())
+        assert "Connect call failed" in fails_in_time(policy, observe(), TRIED_S)
         with serving(HoldPolicy(ARM6, 4), replace(FREE, port=served.port)):
             assert policy.infer(observe(2.0)).actions[0, 0] == 2.0
         other = serving(HoldPolicy(ARM6, 5), replace(FREE, port=served.port))
