@@ -111,6 +111,7 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self.log = log
+        ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children would ignore it, too, where nohup has us do so
         with log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [*DIES_WITH_US, sys.executable, *arguments],
@@ -118,6 +119,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **LOOPBACK},
             )
+        signal.signal(signal.SIGHUP, ours)
 
     @property
     def output(self) -> str:
