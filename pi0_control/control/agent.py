@@ -213,9 +213,9 @@ class Pi0Agent:
         ]
 
     def _hold(self, pose: ArrayLike, now_s: float, reason: str, status: CommandStatus = "holding") -> Command:
-        """Stand still at a pose [D]."""
-        hold = np.asarray if self.mapping is None else self.mapping.hold
-        return Command(np.asarray(hold(pose), np.float32), now_s, status, reason)
+        """Stand still at a pose [D]: there, and at 0 where commands are velocities or steps."""
+        is_rate = np.isin(self.policy.robot.joint_names, self.policy.rates)
+        return Command(np.where(is_rate, np.float32(0), np.asarray(pose, np.float32)), now_s, status, reason)
 
     def _infer(
         self, rows: Mapping[int, Observation], players: Sequence[ChunkPlayer], now_s: float
