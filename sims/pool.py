@@ -75,12 +75,17 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._is_amid_run = False
+        self._start()
+
+    def _start(self) -> None:
         context: ForkServerContext | SpawnContext = get_context("spawn")  # a fork would share OpenGL and threads
         if "forkserver" in get_all_start_methods():
             context = get_context("forkserver")
             context.set_forkserver_preload([__name__])  # imports once for all workers
-        self._processes: dict[Connection, BaseProcess] = {}
-        for _ in range(workers):
+        for _ in range(self._workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
@@ -92,10 +97,16 @@ class WorkerPool:
     def play(self, jobs: Iterable[Job], policy: Policy | None = None) -> Iterator[EpisodeResult]:
         """Results as episodes end; a worker whose episode ended takes the next job at once.
 
+        After a run that was not played to its end, by an error or because nobody asked on, the workers are new ones.
+
         Raises:
             Pi0Error: what went wrong in a worker, or a worker died.
         """
         queue, shape = iter(jobs), PolicyShape.of(policy) if policy is not None else None
+        if self._is_amid_run:  # what the workers still say is of that run
+            self.close()
+            self._start()
+        self._is_amid_run = True
         playing: dict[Connection, Job] = {}
         asking: dict[Connection, tuple[Observation, Noise, Prefix]] = {}
 
@@ -120,6 +131,7 @@ class WorkerPool:
             if policy is not None and asking and len(asking) == len(playing):
                 self._answer(policy, dict(sorted(asking.items(), key=lambda item: playing[item[0]].seed)))
                 asking.clear()
+        self._is_amid_run = False
 
     def close(self) -> None:
         """End the workers, also those amid an episode."""
