@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
+from pi0_control.errors import ConfigError
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
@@ -55,7 +56,16 @@ class PolicyShape:
 
     @classmethod
     def of(cls, policy: Policy) -> "PolicyShape":
-        """The shape of a policy."""
+        """The shape of a policy.
+
+        Raises:
+            ConfigError: one that moves joints by velocities or steps, which the simulated robot does not take.
+        """
+        if policy.rates:
+            raise ConfigError(
+                f"The policy moves {list(policy.rates)} by velocities or steps; expected joint positions throughout, "
+                "which are what the simulated robot takes."
+            )
         if not isinstance(policy, Pi0Policy):
             return cls(policy.horizon, policy.execution_horizon, None)
         noise = policy.horizon, policy.config.model.action_dim
