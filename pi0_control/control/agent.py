@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
+from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer, trained_delay
 from pi0_control.control.mapping import EnvironmentMapping
 from pi0_control.control.safety import Safety, SafetyConfig
 from pi0_control.errors import ConfigError, ObservationError
-from pi0_control.policy import Pi0Policy, Policy
+from pi0_control.policy import Pi0Policy, Policy, RtcConfig
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, Command, CommandStatus, Observation
 
@@ -46,8 +46,9 @@ class Pi0Agent:
             are returned as they are.
 
     Raises:
-        ConfigError: an execution horizon outside 1 .. the policy's horizon, a latency that is not 0 or more, a mapping
-            for another robot than the policy's or other ``rates``, or safety for a camera that there is not.
+        ConfigError: an execution horizon outside 1 .. the policy's horizon, a strategy by which the policy cannot
+            continue chunks, a latency that is not 0 or more, a mapping for another robot than the policy's or other
+            ``rates``, or safety for a camera that there is not.
 
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
@@ -85,7 +86,7 @@ class Pi0Agent:
             chunking = replace(chunking, execution_horizon=execution_horizon)
         self.policy = policy
         self.mapping = mapping
-        self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon)
+        self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon, trained_delay(policy))
         self.safety = safety
         self.players: list[ChunkPlayer] = []
         self.commands: list[Command] = []
@@ -108,8 +109,12 @@ class Pi0Agent:
         execution_horizon: int | None = None,
         chunking: ChunkingConfig | None = None,
     ) -> "Pi0Agent":
-        """An agent with a bundled policy or one from a directory; arguments and errors as for :class:`Pi0Policy`."""
-        return cls(Pi0Policy.from_pretrained(name, device, dtype, robot), execution_horizon, chunking)
+        """An agent with a bundled policy or one from a directory; arguments and errors as for :class:`Pi0Policy`.
+
+        With the strategy ``rtc_trained`` the policy continues chunks as it was trained to.
+        """
+        rtc = RtcConfig("trained") if chunking is not None and chunking.strategy == "rtc_trained" else None
+        return cls(Pi0Policy.from_pretrained(name, device, dtype, robot, rtc), execution_horizon, chunking)
 
     def reset(self, seed: int | None = None, mask: ArrayLike | None = None) -> None:
         """Start an episode: drop the chunks, so that the next action comes from a new one.
