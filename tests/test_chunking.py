@@ -126,6 +126,16 @@ def test_what_rtc_finishes_for_a_former_prompt_guides_no_step_beyond_the_delay()
     assert (prefix.delay, prefix.end) == (1, 1)
 
 
+@pytest.mark.parametrize("dt_s", [0.0, -0.05, float("nan"), float("inf")])
+def test_a_chunk_without_time_between_its_actions_is_refused(dt_s: float) -> None:
+    player = player_of("async")
+    infer(player, 0.0)
+    assert due(player, 0.0) == 0
+    infer(player, 0.05, first=10, dt_s=dt_s)
+    assert player.reason == f"chunk refused: its actions are {dt_s} s apart"
+    assert [due(player, step * DT_S) for step in (1, 2, 3)] == [1, 2, 3]
+
+
 def test_a_chunk_is_refused_that_is_not_asked_for_not_finite_or_over() -> None:
     player = player_of("async", 1)
     player.load(counting_chunk(), 0.0)

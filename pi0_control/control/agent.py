@@ -124,24 +124,32 @@ class Pi0Agent:
             mask: bool [N], the sub-environments that start anew; all if None.
 
         Raises:
-            ConfigError: a mask of another length than the environments played so far.
+            ConfigError: a mask that is not boolean, or of another length than the environments played so far.
         """
+        chosen = None if mask is None else self._chosen(mask)
         self.policy.reset(seed)
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self.chunk_timing_ms = None
-        if mask is None:
+        if chosen is None:
             self.players, self._guards, self._arriving, self._stands, self._step = [], [], {}, {}, 0
+            self.commands, self.seam_jumps = [], []
             return
-        chosen = np.asarray(mask, np.bool_)
-        if self.players and chosen.shape != (len(self.players),):
-            raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self.players)}].")
         for index in np.flatnonzero(chosen[: len(self.players)]):
             self.players[index].reset()
             for guard in self._guards[index : index + 1]:
                 guard.reset()
             self._arriving.pop(int(index), None)
             self._stands.pop(int(index), None)
+
+    def _chosen(self, mask: ArrayLike) -> NDArray[np.bool_]:
+        """The sub-environments [N] of a reset mask."""
+        chosen = np.asarray(mask)
+        if chosen.dtype != np.bool_:
+            raise ConfigError(f"The reset mask is {mask!r}; expected True or False for each environment.")
+        if self.players and chosen.shape != (len(self.players),):
+            raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self.players)}].")
+        return chosen
 
     def get_action(self, observation: Mapping[str, Any]) -> Any:
         """Joint targets for the next control step.
@@ -175,8 +183,7 @@ class Pi0Agent:
         players = self.players or [ChunkPlayer(self.chunking) for _ in rows]
         if len(rows) != len(players):
             raise ObservationError(f"Got {len(rows)} observations; expected {len(players)} as since the reset.")
-        for row in rows:
-            self.policy.check(row)
+        self._check(rows)
         arrived = {index: self._arriving.pop(index)[1] for index in [*self._arriving] if self._is_here(index)}
         for index, chunk in arrived.items():
             players[index].load(chunk, now_s)
@@ -194,6 +201,16 @@ class Pi0Agent:
         self.commands = self._command(rows, now_s)
         self._stands = {index: command.positions for index, command in enumerate(self.commands)}
         return np.array([command.positions for command in self.commands], np.float32)
+
+    def _check(self, rows: Sequence[Observation]) -> None:
+        """Raise ObservationError, which says of which environment if there are several, as the policy does."""
+        for index, row in enumerate(rows):
+            try:
+                self.policy.check(row)
+            except ObservationError as error:
+                if len(rows) == 1:
+                    raise
+                raise ObservationError(f"Environment {index} of {len(rows)}: {error}") from error
 
     def _is_here(self, index: int) -> bool:
         """Whether the chunk on its way to this environment has arrived by now."""

@@ -264,7 +264,7 @@ class ChunkPlayer:
         if self._origin_s is not None and step > self._end:
             self._stop()  # ran out, and nobody asked
         plan = _Plan.of(inference.first, chunk, inference.prompt)
-        refusal = self._refusal(inference, plan)
+        refusal = self._refusal(inference, plan, chunk.dt_s)
         if refusal:
             self._tell(f"chunk refused: {refusal}")
         else:
@@ -321,7 +321,7 @@ class ChunkPlayer:
         end = len(plan.actions) - self._execution_horizon if plan.prompt == prompt else delay
         return chunk_prefix(plan.actions[self._next - plan.first :], delay, end)
 
-    def _refusal(self, inference: _Inference, plan: _Plan) -> str:
+    def _refusal(self, inference: _Inference, plan: _Plan, dt_s: float) -> str:
         """Why the chunk that has come is not played; empty if it is."""
         if self.config.on_new_prompt == "drop" and self._prompt not in (None, plan.prompt):
             return f"it is of the former prompt {plan.prompt!r}"
@@ -333,6 +333,8 @@ class ChunkPlayer:
             return f"it was made for a delay of {decided} steps and came after {self.last_delay}"
         if not np.isfinite(plan.actions).all():
             return "not all its actions are finite"
+        if not 0 < dt_s < math.inf:
+            return f"its actions are {dt_s} s apart"
         if self._end_of(plan) <= self._next:
             return "the time of all its actions is over"
         return ""
