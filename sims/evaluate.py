@@ -115,8 +115,8 @@ def evaluate_run(
 
     Args:
         policy: what infers; None where the setting is scripted.
-        pool: where to play; this process if None. Scenes and noise do not depend on it, and results agree up to the
-            rounding of batched inference.
+        pool: where to play; this process if None. Scenes do not depend on it, nor does noise but for policies that draw
+            their own, such as a server's; results agree up to the rounding of batched inference.
         videos: folder for films of the first ``num_videos`` episodes and of as many further failures, those of the
             lowest seeds (of learned policies; filming every episode of a scripted actor would slow it tenfold).
         on_episode: called after each episode.

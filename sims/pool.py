@@ -51,7 +51,7 @@ class LocalPool:
         self._simulator = Simulator()
 
     def play(self, jobs: Iterable[Job], policy: Policy | None = None) -> Iterator[EpisodeResult]:
-        """Results in the order of the jobs."""
+        """Results in the order of the jobs; each restarts the policy's noise from its seed."""
         shape = PolicyShape.of(policy) if policy is not None else None
 
         def ask(observation: Observation, noise: Noise, prefix: Prefix) -> ActionChunk:
@@ -59,6 +59,8 @@ class LocalPool:
             return policy.infer(observation, noise=noise, prefix=prefix)
 
         for job in jobs:
+            if policy is not None:
+                policy.reset(job.seed)
             yield self._simulator.play(job, shape, ask)
 
     def close(self) -> None:
@@ -71,7 +73,8 @@ class WorkerPool:
 
     Inference waits until every episode under way needs a chunk or has ended, so what is inferred together, and with it
     every rounding, follows from the jobs and the number of workers and not from who was faster. Scenes and noise are
-    those of one episode at a time; results agree up to the rounding of batched inference.
+    those of one episode at a time; results agree up to the rounding of batched inference. A policy that draws noise of
+    its own, such as a server's, does so for all episodes together: that too follows from jobs and number of workers.
     """
 
     def __init__(self, workers: int) -> None:
@@ -114,6 +117,8 @@ class WorkerPool:
             playing.pop(pipe, None)
             job = next(queue, None)
             if job is not None:
+                if policy is not None:
+                    policy.reset(job.seed)
                 playing[pipe] = job
                 self._send(pipe, (job, shape))
 

@@ -39,7 +39,8 @@ class EvalOptions:
 
     Attributes:
         policy: mini (bundled), a policy directory, a server's (ws://host:port), expert (scripted, sees everything) or
-            random.
+            random. A server's noise follows from the seed and --parallel while nobody else asks it, openpi's from
+            nothing here.
         task: one or more of Reach, Lift, PickPlace, Stack, or all.
         episodes: episodes per task and suite.
         seed: seed of the first episode; the next ones count up. None of them is ever recorded or trained on.
