@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,50 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a partial file beside ``path``, then publish it as ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = _partial(path)
     write(partial)
     publish(partial, path)
+
+
+def write_numbered(folder: Path, stem: str, suffix: str, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` fill a partial file, then publish it as ``stem``, the next number and ``suffix``.
+
+    No file is ever replaced, however many processes write into the folder.
+
+    Returns:
+        Its path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbered = re.compile(rf"{re.escape(stem)}(\d+){re.escape(suffix)}({re.escape(PARTIAL)})?")
+    taken = [int(match[1]) for file in folder.iterdir() if (match := numbered.fullmatch(file.name))]
+    paths = (folder / f"{stem}{number:06d}{suffix}" for number in count(max(taken, default=-1) + 1))
+    path = next(path for path in paths if _reserve(path))
+    try:
+        write_file(path, write)
+    except BaseException:
+        _partial(path).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _reserve(path: Path) -> bool:
+    """Whether nobody has this name; then the partial file, now there, keeps it from others."""
+    partial = _partial(path)
+    try:
+        partial.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    if path.exists():  # published since the folder was read
+        partial.unlink()
+        return False
+    return True
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
@@ -42,7 +82,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
 
     What an earlier attempt left behind is thrown away, and so is what a failing one has written.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

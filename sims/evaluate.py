@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ def evaluate_run(
 
     Args:
         policy: what infers; None where the setting is scripted.
-        pool: where to play; this process if None. Scenes and noise do not depend on it, and results agree up to the
-            rounding of batched inference.
+        pool: where to play; this process if None. Scenes do not depend on it, nor does noise but for policies that draw
+            their own, such as a server's; results agree up to the rounding of batched inference.
         videos: folder for films of the first ``num_videos`` episodes and of as many further failures, those of the
             lowest seeds (of learned policies; filming every episode of a scripted actor would slow it tenfold).
         on_episode: called after each episode.
@@ -263,12 +264,14 @@ def _smoothness(episodes: Sequence[Smoothness]) -> dict[str, float | None]:
 
 
 def _chunk_times(chunks: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile of each stage and of their sum [s]; empty where nothing was inferred."""
+    """Median and 95th percentile of each stage, where there was one, and of their sum [s]; empty without inference."""
     return dict(_stage_times(chunks)) if chunks else {}
 
 
 def _stage_times(chunks: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, dict[str, float]]]:
-    totals = [sum(chunk.values()) for chunk in chunks]
-    for stage, times_ms in (("total", totals), *((name, [chunk[name] for chunk in chunks]) for name in chunks[0])):
+    times_ms_by_stage = {"total": [sum(chunk.values()) for chunk in chunks]}
+    for name, time_ms in chain.from_iterable(chunk.items() for chunk in chunks):
+        times_ms_by_stage.setdefault(name, []).append(time_ms)
+    for stage, times_ms in times_ms_by_stage.items():
         median, p95 = np.percentile(times_ms, [50, 95]) / 1e3
         yield stage, {"median": float(median), "p95": float(p95)}

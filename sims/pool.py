@@ -51,7 +51,7 @@ class LocalPool:
         self._simulator = Simulator()
 
     def play(self, jobs: Iterable[Job], policy: Policy | None = None) -> Iterator[EpisodeResult]:
-        """Results in the order of the jobs."""
+        """Results in the order of the jobs; each restarts the policy's noise from its seed."""
         shape = PolicyShape.of(policy) if policy is not None else None
 
         def ask(observation: Observation, noise: Noise, prefix: Prefix) -> ActionChunk:
@@ -59,6 +59,8 @@ class LocalPool:
             return policy.infer(observation, noise=noise, prefix=prefix)
 
         for job in jobs:
+            if policy is not None:
+                policy.reset(job.seed)
             yield self._simulator.play(job, shape, ask)
 
     def close(self) -> None:
@@ -71,16 +73,22 @@ class WorkerPool:
 
     Inference waits until every episode under way needs a chunk or has ended, so what is inferred together, and with it
     every rounding, follows from the jobs and the number of workers and not from who was faster. Scenes and noise are
-    those of one episode at a time; results agree up to the rounding of batched inference.
+    those of one episode at a time; results agree up to the rounding of batched inference. A policy that draws noise of
+    its own, such as a server's, does so for all episodes together: that too follows from jobs and number of workers.
     """
 
     def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._is_amid_run = False
+        self._start()
+
+    def _start(self) -> None:
         context: ForkServerContext | SpawnContext = get_context("spawn")  # a fork would share OpenGL and threads
         if "forkserver" in get_all_start_methods():
             context = get_context("forkserver")
             context.set_forkserver_preload([__name__])  # imports once for all workers
-        self._processes: dict[Connection, BaseProcess] = {}
-        for _ in range(workers):
+        for _ in range(self._workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
@@ -92,10 +100,16 @@ class WorkerPool:
     def play(self, jobs: Iterable[Job], policy: Policy | None = None) -> Iterator[EpisodeResult]:
         """Results as episodes end; a worker whose episode ended takes the next job at once.
 
+        After a run that was not played to its end, by an error or because nobody asked on, the workers are new ones.
+
         Raises:
             Pi0Error: what went wrong in a worker, or a worker died.
         """
         queue, shape = iter(jobs), PolicyShape.of(policy) if policy is not None else None
+        if self._is_amid_run:  # what the workers still say is of that run
+            self.close()
+            self._start()
+        self._is_amid_run = True
         playing: dict[Connection, Job] = {}
         asking: dict[Connection, tuple[Observation, Noise, Prefix]] = {}
 
@@ -103,6 +117,8 @@ class WorkerPool:
             playing.pop(pipe, None)
             job = next(queue, None)
             if job is not None:
+                if policy is not None:
+                    policy.reset(job.seed)
                 playing[pipe] = job
                 self._send(pipe, (job, shape))
 
@@ -120,6 +136,7 @@ class WorkerPool:
             if policy is not None and asking and len(asking) == len(playing):
                 self._answer(policy, dict(sorted(asking.items(), key=lambda item: playing[item[0]].seed)))
                 asking.clear()
+        self._is_amid_run = False
 
     def close(self) -> None:
         """End the workers, also those amid an episode."""

@@ -1,6 +1,7 @@
 """What an evaluation prints: tables of success and speed, per suite and against others, and how to read them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -8,15 +9,8 @@ from rich.table import Table
 from sims.evaluate import Comparison, RunResult, SwapCount
 from sims.variation import NONE
 
-STAGES = ("preprocess", "prefix", "denoise")
 COLUMNS = ("success", "95 %", "wrong", "length", "chunk ms", "in stages", "speed")
 COMPARISON_COLUMNS = ("1", "2", "both", "only 1", "only 2", "neither", "p")
-LEGEND = (
-    "95 %: Wilson interval. wrong: another block was taken. length: mean, simulated.\n"
-    "chunk: one inference, median (p95), of which preprocess+prefix+denoise, medians; not measured\n"
-    "where --parallel infers in batches.\n"
-    "speed: simulated against real time, of all episodes together."
-)
 COMPARISON_LEGEND = (
     "Success of the two; scenes that both solved, only one of them, neither.\np: exact McNemar test, two-sided."
 )
@@ -40,6 +34,17 @@ def success_table(results: Sequence[RunResult]) -> Table:
         table.add_section()
         table.add_row("average", f"{sum(map(_rate, results)) / len(results):.1%}")
     return table
+
+
+def success_legend(results: Sequence[RunResult]) -> str:
+    """How to read the :func:`success_table`; names the stages in the order of its figures."""
+    stages = dict.fromkeys(stage for result in results for stage in _stages(result.summary()["chunk_s"]))
+    return (
+        "95 %: Wilson interval. wrong: another block was taken. length: mean, simulated.\n"
+        f"chunk: one inference, median (p95), of which {'+'.join(stages) or 'its stages'}, medians; not measured\n"
+        "where --parallel infers in batches.\n"
+        "speed: simulated against real time, of all episodes together."
+    )
 
 
 def suite_table(results: Sequence[RunResult]) -> Table:
@@ -125,9 +130,14 @@ def _success_row(result: RunResult) -> tuple[str, ...]:
         f"{figures['wrong_object_rate']:.0%}",
         f"{figures['mean_episode_s']:.1f} s",
         f"{_ms(chunk['total']['median'])} ({_ms(chunk['total']['p95'])})" if chunk else "-",
-        "+".join(_ms(chunk[stage]["median"]) for stage in STAGES) if chunk else "-",
+        "+".join(_ms(chunk[stage]["median"]) for stage in _stages(chunk)) or "-",
         f"{figures['real_time_factor']:.1f}x",
     )
+
+
+def _stages(chunk: Mapping[str, Any]) -> list[str]:
+    """The stages of an inference, which the policy names, from the figures of a run."""
+    return [stage for stage in chunk if stage != "total"]
 
 
 def _ms(seconds: float) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi0_control.control import ChunkingConfig, Pi0Agent, SafetyConfig
+from pi0_control.control.chunking import trained_delay
+from pi0_control.errors import ConfigError
 from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
@@ -45,22 +47,28 @@ class PolicyShape:
 
     Attributes:
         noise: shape of the noise that a chunk starts from; None where it takes none.
-        max_delay: most actions of a chunk that it can be given as decided; None for any.
+        trained_delay: as :func:`pi0_control.control.chunking.trained_delay` tells.
     """
 
     horizon: int
     execution_horizon: int
     noise: tuple[int, int] | None
-    max_delay: int | None = None
+    trained_delay: int | None
 
     @classmethod
     def of(cls, policy: Policy) -> "PolicyShape":
-        """The shape of a policy."""
-        if not isinstance(policy, Pi0Policy):
-            return cls(policy.horizon, policy.execution_horizon, None)
-        noise = policy.horizon, policy.config.model.action_dim
-        max_delay = policy.config.rtc_max_delay if policy.rtc.mode == "trained" else None
-        return cls(policy.horizon, policy.execution_horizon, noise, max_delay)
+        """The shape of a policy.
+
+        Raises:
+            ConfigError: one that moves joints by velocities or steps, which the simulated robot does not take.
+        """
+        if policy.rates:
+            raise ConfigError(
+                f"The policy moves {list(policy.rates)} by velocities or steps; expected joint positions throughout, "
+                "which are what the simulated robot takes."
+            )
+        noise = (policy.horizon, policy.config.model.action_dim) if isinstance(policy, Pi0Policy) else None
+        return cls(policy.horizon, policy.execution_horizon, noise, trained_delay(policy))
 
 
 class EpisodePolicy:
@@ -155,7 +163,8 @@ def _actor(setting: Setting, env: TabletopEnv, shape: PolicyShape | None, ask: A
     assert shape is not None
     assert ask is not None
     play = setting.play
-    chunking = ChunkingConfig(play.strategy, play.execution_horizon, max_delay=shape.max_delay)
+    chunking = ChunkingConfig(play.strategy, play.execution_horizon)
+    chunking = chunking.for_policy(shape.horizon, shape.execution_horizon, shape.trained_delay)
     safety = SafetyConfig() if play.is_guarded else None
     policy = EpisodePolicy(env.robot, shape, ask)
     return Pi0Agent(policy, chunking=chunking, latency_steps=play.latency_steps, safety=safety)

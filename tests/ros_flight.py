@@ -8,7 +8,7 @@ import numpy as np
 from swaying_policy import ARM6, SwayingPolicy
 
 from pi0_control.control import ChunkingConfig, Safety, SafetyConfig
-from pi0_control.policy import HoldPolicy
+from pi0_control.policy import Policy
 from pi0_control.ros.conversions import image_message, joint_state_message
 from pi0_control.ros.inputs import STATE, Inputs
 from pi0_control.ros.pilot import Pilot
@@ -47,7 +47,7 @@ class Flight:
 
     def __init__(
         self,
-        policy: HoldPolicy | None = None,
+        policy: Policy | None = None,
         chunking: ChunkingConfig | None = None,
         safety: SafetyConfig | None = None,
         is_lock_step: bool = False,

@@ -206,7 +206,7 @@ def test_an_observation_between_chunks_is_refused_too_and_played_on_after(change
 def test_every_row_of_a_vector_observation_is_checked_between_chunks() -> None:
     agent = Pi0Agent(CountingPolicy())
     agent.get_action(observe_many([0, 0]))
-    with pytest.raises(ObservationError, match="not finite"):
+    with pytest.raises(ObservationError, match=r"Environment 1 of 2: .*not finite"):
         agent.get_action(observe_many([0, np.nan]))
 
 
@@ -246,6 +246,25 @@ def test_the_number_of_environments_changes_at_reset_only() -> None:
         agent.reset(mask=[True, False, False])
     agent.reset()
     assert agent.get_action(observe_many([0, 0, 0])).shape == (3, 7)
+
+
+@pytest.mark.parametrize("mask", [[0, 1], [1.0, 0.0], [], ["True", "False"]])
+def test_a_reset_mask_says_yes_or_no_to_each_environment(mask: Any) -> None:
+    policy = CountingPolicy()
+    agent = Pi0Agent(policy)
+    agent.get_action(observe_many([0, 0]))
+    with pytest.raises(ConfigError, match="expected True or False for each environment"):
+        agent.reset(seed=1, mask=mask)
+    assert policy.seeds == []  # nothing was reset
+    agent.reset(mask=np.array([False, True]))
+    assert agent.get_action(observe_many([10, 10]))[:, 0].tolist() == [1, 10]
+
+
+def test_a_reset_forgets_what_was_commanded() -> None:
+    agent = Pi0Agent(CountingPolicy())
+    agent.get_action(observe())
+    agent.reset()
+    assert (agent.commands, agent.seam_jumps) == ([], [])
 
 
 def test_an_unknown_policy_is_refused() -> None:

@@ -1,13 +1,16 @@
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from counting_policy import CountingPolicy, observe, observe_many
 from numpy.typing import NDArray
+from tiny_policy import tiny_policy
 
 from pi0_control.control import ChunkingConfig, Pi0Agent
 from pi0_control.errors import CheckpointError, ConfigError
+from pi0_control.policy import RtcConfig
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
 
@@ -111,6 +114,31 @@ def test_real_time_chunking_tells_the_policy_what_is_decided() -> None:
     assert third is not None
     assert (second.actions[:, 0].tolist(), second.delay, second.end) == ([3, 4, 5], 1, 3)
     assert (third.actions[:, 0].tolist(), third.delay, third.end) == ([53, 54, 55], 2, 3)
+
+
+def test_a_policy_trained_for_short_delays_goes_on_after_a_long_one() -> None:
+    policy, latencies = tiny_policy(rtc=RtcConfig("trained"), rtc_max_delay=2), iter([0, 0, 0, 3, *30 * [1]])
+    agent = Pi0Agent(policy, 2, ChunkingConfig("rtc_trained"), latency_steps=lambda rng: next(latencies))
+    still, delays = {**observe(), "state": np.zeros(7, np.float32)}, list[int | None]()
+    for _ in range(25):
+        agent.get_action(still)
+        delays.append(agent.players[0].last_delay)
+    assert 3 in delays
+    assert delays[-1] == 1
+    assert agent.commands[0].status == "tracking"
+
+
+def test_a_policy_that_cannot_continue_chunks_so_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 'rtc_trained'"):
+        Pi0Agent(tiny_policy(rtc_max_delay=2), chunking=ChunkingConfig("rtc_trained"))
+    with pytest.raises(ConfigError, match="got 'rtc'"):
+        Pi0Agent(tiny_policy(rtc=RtcConfig("trained"), rtc_max_delay=2), chunking=ChunkingConfig("rtc"))
+
+
+def test_a_policy_is_opened_as_the_strategy_continues_chunks(tmp_path: Path) -> None:
+    tiny_policy(rtc_max_delay=2).save(tmp_path)
+    agents = [Pi0Agent.from_pretrained(tmp_path, chunking=ChunkingConfig(name)) for name in ("rtc", "rtc_trained")]
+    assert [agent.chunking.max_delay for agent in agents] == [None, 2]
 
 
 def test_after_a_failed_inference_the_next_step_asks_again() -> None:

@@ -92,6 +92,28 @@ def test_safety_that_does_not_fit_is_refused_at_once() -> None:
         Pi0Agent(CountingPolicy(), safety=SafetyConfig(camera_ages_s={"top": 1.0}))
 
 
+class SteadyPolicy(HoldPolicy):
+    """Turns every joint but the gripper at 0.5 rad/s."""
+
+    rates = ARM6.joint_names[:6]
+
+    def infer_batch(self, observations: Sequence[Observation], **_: Any) -> list[ActionChunk]:
+        return [replace(chunk, actions=np.full_like(chunk.actions, 0.5)) for chunk in super().infer_batch(observations)]
+
+
+@pytest.mark.parametrize("safety", [None, SafetyConfig()], ids=["plain", "safe"])
+@pytest.mark.parametrize("is_outside", [False, True], ids=["home", "outside"])
+def test_without_an_action_velocities_are_zero(is_outside: bool, safety: SafetyConfig | None) -> None:
+    agent = Pi0Agent(SteadyPolicy(ARM6, 4, 2), latency_steps=2, safety=safety)
+    state, statuses = ARM6.upper + 1 if is_outside else ARM6.home, set()
+    for _ in range(12):
+        action = agent.get_action({**observe(), "state": state})
+        (command,) = agent.commands
+        statuses.add(command.status)
+        assert command.status == "tracking" or (np.abs(action[:6]) < EPS).all()
+    assert statuses == ({"fault"} if safety and is_outside else {"tracking", "holding"})
+
+
 def test_velocities_are_not_taken_for_positions() -> None:
     velocities = EnvironmentMapping(droid(), DROID, DROID_SPACE, vector(8, 1))
     with pytest.raises(ConfigError, match=r"environment takes \['panda_joint1'"):

@@ -6,9 +6,11 @@ import pytest
 from chunk_steps import DT_S, HORIZON, counting_chunk, due, infer, play, player_of, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_policy import ARM6, tiny_policy
 
-from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
+from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer, trained_delay
 from pi0_control.errors import ConfigError
+from pi0_control.policy import HoldPolicy, RtcConfig
 from pi0_control.types import ActionChunk
 
 
@@ -122,6 +124,16 @@ def test_what_rtc_finishes_for_a_former_prompt_guides_no_step_beyond_the_delay()
     prefix = player.begin(2 * DT_S, seen(2 * DT_S, "stop"))
     assert prefix is not None
     assert (prefix.delay, prefix.end) == (1, 1)
+
+
+@pytest.mark.parametrize("dt_s", [0.0, -0.05, float("nan"), float("inf")])
+def test_a_chunk_without_time_between_its_actions_is_refused(dt_s: float) -> None:
+    player = player_of("async")
+    infer(player, 0.0)
+    assert due(player, 0.0) == 0
+    infer(player, 0.05, first=10, dt_s=dt_s)
+    assert player.reason == f"chunk refused: its actions are {dt_s} s apart"
+    assert [due(player, step * DT_S) for step in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_a_chunk_is_refused_that_is_not_asked_for_not_finite_or_over() -> None:
@@ -244,3 +256,25 @@ def test_the_execution_horizon_follows_from_the_policy_and_fits_it() -> None:
     assert ChunkingConfig("async", 16).for_policy(16, 8).execution_horizon == 16
     with pytest.raises(ConfigError, match="execution_horizon is 17; expected 1 to 16, the policy's horizon"):
         ChunkingConfig("rtc", 17).for_policy(16, 8)
+
+
+def test_a_policy_is_given_no_more_than_it_was_trained_to_continue() -> None:
+    def max_delay(strategy: Any, trained_delay: int | None, **settings: Any) -> int | None:
+        return ChunkingConfig(strategy, **settings).for_policy(16, 8, trained_delay).max_delay
+
+    assert [max_delay("rtc_trained", 3, max_delay=least) for least in (None, 2, 5)] == [3, 2, 3]
+    assert [max_delay("rtc", 0, max_delay=least) for least in (None, 5)] == [None, 5]
+    for strategy in ("rtc", "rtc_trained"):  # of a policy that does not tell
+        assert [max_delay(strategy, None, max_delay=least) for least in (None, 5)] == [None, 5]
+    with pytest.raises(ConfigError, match=r"is guided .* 'rtc'; got 'rtc_trained', available: .*'ensemble', 'rtc'\]"):
+        max_delay("rtc_trained", 0)
+    with pytest.raises(ConfigError, match=r"trained to, .*'rtc_trained'; got 'rtc', available: .*, 'rtc_trained'\]"):
+        max_delay("rtc", 3)
+    for strategy in ("sync", "async", "ensemble"):
+        assert [max_delay(strategy, delay) for delay in (0, 3)] == [None, None]
+
+
+def test_a_policy_tells_what_it_was_trained_to_continue() -> None:
+    trained = tiny_policy(rtc=RtcConfig("trained"), rtc_max_delay=2)
+    policies = (trained, trained.with_rtc(RtcConfig()), HoldPolicy(ARM6))
+    assert [trained_delay(policy) for policy in policies] == [2, 0, None]

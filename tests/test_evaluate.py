@@ -55,6 +55,13 @@ def test_summary_counts_episodes_and_takes_percentiles_of_chunks() -> None:
     assert figures["chunk_total_ms"][:2] == [4.0, 5.0]
 
 
+def test_a_stage_that_not_every_inference_had_counts_where_it_was() -> None:
+    chunks = [{"all": 1.0}, {"all": 3.0, "queue": 2.0}, {"all": 2.0, "queue": 4.0}]
+    figures = RunResult(SETTING, (episode(True, chunks_ms=chunks),), wall_s=1.0).summary()
+    medians = {stage: times["median"] for stage, times in figures["chunk_s"].items()}
+    assert medians == pytest.approx({"total": 0.005, "all": 0.002, "queue": 0.003})
+
+
 def test_summary_has_the_worst_seam_of_all_and_means_of_the_rest() -> None:
     smooth = [Smoothness(10.0, (0.1, 0.4), 0.0), Smoothness(30.0, (0.2,), 0.5), Smoothness(20.0)]
     result = RunResult(SETTING, tuple(episode(True, smoothness=each) for each in smooth), wall_s=1.0)

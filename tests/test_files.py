@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,43 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     files.write_text(path, "π0.5\n")
     assert path.read_text(encoding="utf-8") == "π0.5\n"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_numbered_files_replace_nothing_whoever_else_writes_there(tmp_path: Path) -> None:
+    def write(number: int) -> Path:
+        return files.write_numbered(tmp_path, "take_", ".txt", lambda partial: partial.write_text(str(number)))
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(write, range(40)))
+    assert [int(path.read_text()) for path in paths] == [*range(40)]
+    assert {*tmp_path.iterdir()} == {*paths}
+
+
+def test_numbered_files_take_the_next_number_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(partial: Path) -> None:
+        inner = files.write_numbered(tmp_path, "take_", ".txt", lambda other: other.write_text("inner"))
+        assert inner.name == "take_000008.txt"
+        partial.write_text("outer")
+
+    for name in ("take_000003.txt", "take_000006.txt.partial", "take_best.txt", "take_9.png", "a_take_000011.txt"):
+        (tmp_path / name).touch()
+    assert files.write_numbered(tmp_path, "take_", ".txt", write).name == "take_000007.txt"
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(()))  # as it was read before any other wrote
+    names = [files.write_numbered(tmp_path, "take_", ".txt", Path.touch).name for _ in range(5)]
+    assert names == [f"take_{number:06d}.txt" for number in (0, 1, 2, 4, 5)]
+    assert files.write_numbered(tmp_path, "take_", ".txt", Path.touch).name == "take_000009.txt"
+    assert (tmp_path / "take_000007.txt").read_text() == "outer"
+
+
+def test_a_number_whose_file_cannot_be_written_is_free_again(tmp_path: Path) -> None:
+    def torn(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write_numbered(tmp_path, "take_", ".txt", torn)
+    assert list(tmp_path.iterdir()) == []
+    assert files.write_numbered(tmp_path, "take_", ".txt", Path.touch).name == "take_000000.txt"
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_policy import ARM6, tiny_policy
 
-from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.policy import Pi0Policy, RtcConfig
+from pi0_control.errors import ConfigError, Pi0Error, RemoteError
+from pi0_control.policy import HoldPolicy, Pi0Policy, RtcConfig
+from pi0_control.types import ActionChunk, Observation
 from sims.controls import without_cameras
 from sims.episode import EpisodeResult, Play, Setting
 from sims.pool import LocalPool, WorkerPool, open_pool
@@ -123,6 +124,54 @@ def test_a_mistake_in_a_worker_is_told_as_if_made_here(workers) -> None:
     with pytest.raises(ConfigError, match="No suite 'fog'"):
         list(workers.play([Job(Setting("expert", "Reach", suite="fog"), 0)]))
     assert len(list(workers.play([Job(Setting("expert", "Reach"), 0)]))) == 1
+
+
+class NoisyPolicy(HoldPolicy):
+    """Draws noise of its own, as a server's does."""
+
+    def __init__(self) -> None:
+        super().__init__(ARM6, 8, 3)
+        self.rng = np.random.default_rng()
+
+    def infer(self, observation: Observation, **_: Any) -> ActionChunk:
+        chunk = super().infer(observation)
+        return replace(chunk, actions=chunk.actions + self.rng.normal(0, 0.1, chunk.actions.shape).astype(np.float32))
+
+    def infer_batch(self, observations: Sequence[Observation], **_: Any) -> list[ActionChunk]:
+        return [self.infer(observation) for observation in observations]
+
+    def reset(self, seed: int | None = None) -> None:
+        self.rng = np.random.default_rng(seed)
+
+
+def test_noise_of_a_policys_own_follows_from_the_seeds(workers) -> None:
+    jobs, policy = [Job(BLIND, seed) for seed in range(4)], NoisyPolicy()
+    alone = outcomes(list(LocalPool().play(jobs, policy)))
+    assert outcomes(list(LocalPool().play(jobs[2:], policy))) == alone[2:]
+    assert len({row["smoothness"]["jerk_rad_s3"] for row in alone}) == 4
+    assert outcomes(list(workers.play(jobs, policy))) == outcomes(list(workers.play(jobs, policy)))
+
+
+class FailingPolicy(HoldPolicy):
+    """Fails when it is asked for the second time."""
+
+    asked = 0
+
+    def infer_batch(self, *args: Any, **kwargs: Any) -> list[ActionChunk]:
+        self.asked += 1
+        if self.asked == 2:
+            raise RemoteError("no answer")
+        return super().infer_batch(*args, **kwargs)
+
+
+def test_nothing_of_a_run_that_was_given_up_is_in_the_next_one(workers) -> None:
+    expert = [Job(Setting("expert", "Lift"), seed) for seed in (7, 8)]
+    alone = outcomes(list(LocalPool().play(expert)))
+    next(workers.play(Job(Setting("expert", "Reach"), seed) for seed in range(6)))
+    assert outcomes(list(workers.play(expert))) == alone
+    with pytest.raises(RemoteError, match="no answer"):
+        list(workers.play([Job(BLIND, seed) for seed in range(6)], FailingPolicy(ARM6, 4)))
+    assert outcomes(list(workers.play(expert))) == alone
 
 
 def test_a_worker_that_dies_is_named_and_the_others_end() -> None:

@@ -115,15 +115,33 @@ def test_an_episode_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
         patch.setattr(np, "savez_compressed", full)
         with pytest.raises(OSError, match="No space"):
             recorder.save()
-    assert not list(tmp_path.glob("*.npz"))
+    assert not list(tmp_path.iterdir())
     recorder.get_action(observe(np.random.default_rng(0)))
-    assert recorder.save() == tmp_path / "episode_000000.npz"
+    path = recorder.save()
+    assert path == tmp_path / "episode_000000.npz"
+    assert len(Recording.load(path)) == 2  # nothing of it was lost
+    assert recorder.save() is None
+
+
+def test_several_record_into_one_folder(tmp_path: Path) -> None:
+    rng, paths = np.random.default_rng(0), []
+    (tmp_path / "episode_best.npz").write_bytes(b"a name of somebody else's")
+    recorders = [Recorder(Pi0Agent(HoldPolicy(ARM6)), tmp_path) for _ in range(2)]
+    for seed in range(3):
+        for index, recorder in enumerate(recorders):
+            recorder.reset(10 * index + seed)
+            recorder.get_action(observe(rng))
+        paths += [recorder.save() for recorder in recorders]
+    assert [path.name for path in paths if path] == [f"episode_{number:06d}.npz" for number in range(6)]
+    assert [Recording.load(path).about["resets"][0][1] for path in paths if path] == [0, 10, 1, 11, 2, 12]
 
 
 def test_what_is_refused_is_not_recorded(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     recorder = Recorder(Pi0Agent(HoldPolicy(ARM6)), tmp_path)
     seen = observe(rng)
+    with pytest.raises(ObservationError, match="one path"):  # at the first step, too
+        recorder.get_action({**seen, "a/b": 1.0, "a": {"b": 2.0}})
     recorder.get_action(seen)
     bad: list[tuple[Any, str]] = [
         ({**seen, "state": np.full(7, np.nan, np.float32)}, "not finite"),
@@ -131,6 +149,9 @@ def test_what_is_refused_is_not_recorded(tmp_path: Path) -> None:
         ({**seen, "extra": 1}, "observation/extra"),
         ({**seen, "prompt": object()}, "'observation/prompt' is .*expected numbers or text"),
         (None, "expected numbers or text"),
+        ({**seen, 3: 1.0}, r"The observation has the keys \[3\]; expected text"),
+        ({**seen, 3: object()}, "'observation/3' is .*expected numbers or text"),
+        ({**seen, "a/b": 1.0, "a": {"b": 2.0}}, "Two entries of the observation have one path"),
     ]
     for observation, words in bad:
         with pytest.raises(ObservationError, match=words):

@@ -1,18 +1,19 @@
 from io import StringIO
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from sims.episode import EpisodeResult, Setting
 from sims.evaluate import RunResult, SwapCount, compare
-from sims.report import comparison_table, success_table, suite_table, swap_lines
+from sims.report import comparison_table, success_legend, success_table, suite_table, swap_lines
 
 CHUNKS = [{"preprocess": 1.0, "prefix": 2.0, "denoise": 3.0}]
 
 
-def run(policy: str, successes: int, of: int = 4, **changes) -> RunResult:
+def run(policy: str, successes: int, of: int = 4, chunks=CHUNKS, **changes) -> RunResult:
     episodes = tuple(
-        EpisodeResult(seed, "lift it", seed < successes, False, 40, 2.0, 0.5, chunks_ms=CHUNKS) for seed in range(of)
+        EpisodeResult(seed, "lift it", seed < successes, False, 40, 2.0, 0.5, chunks_ms=chunks) for seed in range(of)
     )
     return RunResult(Setting(policy, **changes), episodes, wall_s=1.0)
 
@@ -28,6 +29,22 @@ def test_success_table_has_a_row_per_run() -> None:
     assert len(cells(success_table([run("mini", 4)]))) == 1
     assert reach == ["Reach", "100% (4/4)", "51..100", "0%", "2.0 s", "6.0 (6.0)", "1.0+2.0+3.0", "8.0x"]
     assert lift[:2] == ["Lift", "25% (1/4)"]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "figures", "names"),
+    [
+        (CHUNKS, "1.0+2.0+3.0", "preprocess+prefix+denoise"),
+        ([{"all": 4.0, "remote": 1.0}], "4.0+1.0", "all+remote"),
+        ([{"all": 4.0}, {"remote": 1.0}], "4.0+1.0", "all+remote"),
+        ([], "-", "its stages"),
+    ],
+)
+def test_success_table_has_the_stages_that_the_policy_tells(chunks, figures, names) -> None:
+    result = run("ws://robot:8000", 4, chunks=chunks)
+    (row,) = cells(success_table([result]))
+    assert row[-2] == figures
+    assert f"of which {names}, medians" in success_legend([result])
 
 
 def test_suite_table_has_tasks_by_suites_and_their_average() -> None:

@@ -15,8 +15,11 @@ pytest.importorskip("rclpy", reason="rclpy is not installed; pip install 'pi0-co
 from ros_changes import joints, shifted, stamped, with_fields
 from ros_flight import Flight
 from swaying_policy import ARM6
+from tiny_policy import tiny_policy
 
-from pi0_control.control import SafetyConfig
+from pi0_control.control import ChunkingConfig, SafetyConfig
+from pi0_control.errors import ConfigError
+from pi0_control.policy import RtcConfig
 from pi0_control.ros.inputs import STATE
 from pi0_control.ros.reading import NS
 
@@ -404,3 +407,10 @@ def test_a_preview_is_what_will_be_commanded_and_ends_standing() -> None:
     assert standing is not None
     assert np.array_equal(standing.positions, preview[-1].positions)
     assert flight.pilot.preview(flight.now_ns / NS)[1:] == []
+
+
+def test_a_policy_is_continued_only_as_it_was_trained_to() -> None:
+    trained = tiny_policy(rtc=RtcConfig("trained"), rtc_max_delay=2)
+    assert Flight(trained, ChunkingConfig("rtc_trained")).pilot.player.config.max_delay == 2
+    with pytest.raises(ConfigError, match="got 'rtc', available: "):
+        Flight(trained, ChunkingConfig("rtc"))

@@ -1,12 +1,16 @@
 from contextlib import closing
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 from tiny_policy import ARM6, tiny_policy
 
+from pi0_control.errors import ConfigError
+from pi0_control.policy import HoldPolicy
 from pi0_control.types import ChunkPrefix
 from sims.episode import Setting
+from sims.pool import LocalPool
 from sims.simulator import BlindEnv, EpisodePolicy, Job, PolicyShape, Simulator
 from sims.tabletop_env import TabletopEnv
 
@@ -50,6 +54,13 @@ def test_a_blind_environment_is_the_same_but_for_its_images(suite) -> None:
                 assert first["prompt"] == second["prompt"]
                 assert first["images"] == {}
                 first, second = (env.step(env.robot.home)[0] for env in (blind, seeing))
+
+
+def test_a_policy_that_gives_velocities_is_refused() -> None:
+    policy = HoldPolicy(ARM6)
+    policy.rates = ARM6.joint_names[:2]
+    with pytest.raises(ConfigError, match=r"moves \['waist', 'shoulder'\] by velocities .*expected joint positions"):
+        list(LocalPool().play([Job(replace(EXPERT, policy="velocities"), 0)], policy))
 
 
 def test_the_noise_of_an_episode_follows_from_its_seed() -> None:

@@ -39,7 +39,8 @@ class EvalOptions:
 
     Attributes:
         policy: mini (bundled), a policy directory, a server's (ws://host:port), expert (scripted, sees everything) or
-            random.
+            random. A server's noise follows from the seed and --parallel while nobody else asks it, openpi's from
+            nothing here.
         task: one or more of Reach, Lift, PickPlace, Stack, or all.
         episodes: episodes per task and suite.
         seed: seed of the first episode; the next ones count up. None of them is ever recorded or trained on.
@@ -254,11 +255,11 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
     from sims.evaluate import compare, count_swaps
     from sims.report import (
         COMPARISON_LEGEND,
-        LEGEND,
         PLAY_LEGEND,
         SHUFFLED_LEGEND,
         comparison_table,
         play_table,
+        success_legend,
         success_table,
         suite_table,
         swap_lines,
@@ -273,8 +274,9 @@ def _tables(results: list["RunResult"], options: EvalOptions) -> Iterator[Any]:
     episodes = f"{options.episodes} episode{'s' if options.episodes > 1 else ''} a task"
     seeds = f"seeds {options.seed} to {options.seed + options.episodes - 1}"
     yield Text("\n" + ", ".join([f"{name}: {episodes}", seeds, *notes]), "bold")
-    yield success_table([result for result in main if result.setting.suite == first.suite])
-    yield Text(LEGEND, "dim")
+    in_suite = [result for result in main if result.setting.suite == first.suite]
+    yield success_table(in_suite)
+    yield Text(success_legend(in_suite), "dim")
     if first.instruction == SHUFFLED:
         yield Text(SHUFFLED_LEGEND, "bold")
     if any(result.setting.suite != first.suite for result in main):

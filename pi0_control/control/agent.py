@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer
+from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer, trained_delay
 from pi0_control.control.mapping import EnvironmentMapping
 from pi0_control.control.safety import Safety, SafetyConfig
 from pi0_control.errors import ConfigError, ObservationError
-from pi0_control.policy import Pi0Policy, Policy
+from pi0_control.policy import Pi0Policy, Policy, RtcConfig
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, Command, CommandStatus, Observation
 
@@ -46,8 +46,9 @@ class Pi0Agent:
             are returned as they are.
 
     Raises:
-        ConfigError: an execution horizon outside 1 .. the policy's horizon, a latency that is not 0 or more, a mapping
-            for another robot than the policy's or other ``rates``, or safety for a camera that there is not.
+        ConfigError: an execution horizon outside 1 .. the policy's horizon, a strategy by which the policy cannot
+            continue chunks, a latency that is not 0 or more, a mapping for another robot than the policy's or other
+            ``rates``, or safety for a camera that there is not.
 
     Attributes:
         chunk_timing_ms: what inference cost in the last ``get_action`` by stage [ms]; None where it needed none.
@@ -85,7 +86,7 @@ class Pi0Agent:
             chunking = replace(chunking, execution_horizon=execution_horizon)
         self.policy = policy
         self.mapping = mapping
-        self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon)
+        self.chunking = chunking.for_policy(policy.horizon, policy.execution_horizon, trained_delay(policy))
         self.safety = safety
         self.players: list[ChunkPlayer] = []
         self.commands: list[Command] = []
@@ -108,8 +109,12 @@ class Pi0Agent:
         execution_horizon: int | None = None,
         chunking: ChunkingConfig | None = None,
     ) -> "Pi0Agent":
-        """An agent with a bundled policy or one from a directory; arguments and errors as for :class:`Pi0Policy`."""
-        return cls(Pi0Policy.from_pretrained(name, device, dtype, robot), execution_horizon, chunking)
+        """An agent with a bundled policy or one from a directory; arguments and errors as for :class:`Pi0Policy`.
+
+        With the strategy ``rtc_trained`` the policy continues chunks as it was trained to.
+        """
+        rtc = RtcConfig("trained") if chunking is not None and chunking.strategy == "rtc_trained" else None
+        return cls(Pi0Policy.from_pretrained(name, device, dtype, robot, rtc), execution_horizon, chunking)
 
     def reset(self, seed: int | None = None, mask: ArrayLike | None = None) -> None:
         """Start an episode: drop the chunks, so that the next action comes from a new one.
@@ -119,24 +124,32 @@ class Pi0Agent:
             mask: bool [N], the sub-environments that start anew; all if None.
 
         Raises:
-            ConfigError: a mask of another length than the environments played so far.
+            ConfigError: a mask that is not boolean, or of another length than the environments played so far.
         """
+        chosen = None if mask is None else self._chosen(mask)
         self.policy.reset(seed)
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self.chunk_timing_ms = None
-        if mask is None:
+        if chosen is None:
             self.players, self._guards, self._arriving, self._stands, self._step = [], [], {}, {}, 0
+            self.commands, self.seam_jumps = [], []
             return
-        chosen = np.asarray(mask, np.bool_)
-        if self.players and chosen.shape != (len(self.players),):
-            raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self.players)}].")
         for index in np.flatnonzero(chosen[: len(self.players)]):
             self.players[index].reset()
             for guard in self._guards[index : index + 1]:
                 guard.reset()
             self._arriving.pop(int(index), None)
             self._stands.pop(int(index), None)
+
+    def _chosen(self, mask: ArrayLike) -> NDArray[np.bool_]:
+        """The sub-environments [N] of a reset mask."""
+        chosen = np.asarray(mask)
+        if chosen.dtype != np.bool_:
+            raise ConfigError(f"The reset mask is {mask!r}; expected True or False for each environment.")
+        if self.players and chosen.shape != (len(self.players),):
+            raise ConfigError(f"The reset mask has shape {list(chosen.shape)}; expected [{len(self.players)}].")
+        return chosen
 
     def get_action(self, observation: Mapping[str, Any]) -> Any:
         """Joint targets for the next control step.
@@ -170,8 +183,7 @@ class Pi0Agent:
         players = self.players or [ChunkPlayer(self.chunking) for _ in rows]
         if len(rows) != len(players):
             raise ObservationError(f"Got {len(rows)} observations; expected {len(players)} as since the reset.")
-        for row in rows:
-            self.policy.check(row)
+        self._check(rows)
         arrived = {index: self._arriving.pop(index)[1] for index in [*self._arriving] if self._is_here(index)}
         for index, chunk in arrived.items():
             players[index].load(chunk, now_s)
@@ -189,6 +201,16 @@ class Pi0Agent:
         self.commands = self._command(rows, now_s)
         self._stands = {index: command.positions for index, command in enumerate(self.commands)}
         return np.array([command.positions for command in self.commands], np.float32)
+
+    def _check(self, rows: Sequence[Observation]) -> None:
+        """Raise ObservationError, which says of which environment if there are several, as the policy does."""
+        for index, row in enumerate(rows):
+            try:
+                self.policy.check(row)
+            except ObservationError as error:
+                if len(rows) == 1:
+                    raise
+                raise ObservationError(f"Environment {index} of {len(rows)}: {error}") from error
 
     def _is_here(self, index: int) -> bool:
         """Whether the chunk on its way to this environment has arrived by now."""
@@ -213,9 +235,9 @@ class Pi0Agent:
         ]
 
     def _hold(self, pose: ArrayLike, now_s: float, reason: str, status: CommandStatus = "holding") -> Command:
-        """Stand still at a pose [D]."""
-        hold = np.asarray if self.mapping is None else self.mapping.hold
-        return Command(np.asarray(hold(pose), np.float32), now_s, status, reason)
+        """Stand still at a pose [D]: there, and at 0 where commands are velocities or steps."""
+        is_rate = np.isin(self.policy.robot.joint_names, self.policy.rates)
+        return Command(np.where(is_rate, np.float32(0), np.asarray(pose, np.float32)), now_s, status, reason)
 
     def _infer(
         self, rows: Mapping[int, Observation], players: Sequence[ChunkPlayer], now_s: float

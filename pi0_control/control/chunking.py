@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pi0_control.control.rtc import DelayForecast, chunk_prefix
 from pi0_control.errors import ConfigError
+from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
 Strategy = Literal["sync", "async", "ensemble", "rtc", "rtc_trained"]
@@ -46,7 +47,8 @@ class ChunkingConfig:
         first_delay: with ``rtc`` and ``rtc_trained``, the forecast of the delay before any was counted, in control
             steps; the execution horizon if None, the longest that leaves no gap.
         delay_memory: how many counted delays the forecast is the maximum of.
-        max_delay: most steps the policy can be given as decided, such as its ``rtc_max_delay``; None for any.
+        max_delay: most steps the policy is given as decided; with ``rtc_trained`` what it was trained for, if that is
+            less or this None, and the policy tells.
 
     Raises:
         ConfigError: an unknown name or a number out of range.
@@ -78,18 +80,41 @@ class ChunkingConfig:
         """Whether the policy is given the actions to continue."""
         return self.strategy in ("rtc", "rtc_trained")
 
-    def for_policy(self, horizon: int, recommended: int) -> "ChunkingConfig":
-        """The same with an execution horizon for chunks of ``horizon`` actions: its own, or else as recommended.
+    def for_policy(self, horizon: int, recommended: int, trained_delay: int | None = None) -> "ChunkingConfig":
+        """The same for one policy: with an execution horizon and, for ``rtc_trained``, no longer delay than trained.
+
+        Args:
+            horizon: actions per chunk.
+            recommended: its execution horizon, where there is none of one's own.
+            trained_delay: as :func:`trained_delay` tells.
 
         Raises:
-            ConfigError: an execution horizon outside 1 .. ``horizon``.
+            ConfigError: an execution horizon outside 1 .. ``horizon``, or a policy that cannot continue chunks so.
         """
         most = {"sync": recommended, "ensemble": 1}.get(self.strategy, max(1, horizon // 2))
         default = min(recommended, most)
         steps = default if self.execution_horizon is None else self.execution_horizon
         if not 1 <= steps <= horizon:
             raise ConfigError(f"execution_horizon is {steps}; expected 1 to {horizon}, the policy's horizon.")
-        return replace(self, execution_horizon=steps)
+        if trained_delay is None or not self.has_prefix:
+            return replace(self, execution_horizon=steps)
+        here, other = ("rtc_trained", "rtc") if trained_delay else ("rtc", "rtc_trained")
+        if self.strategy == other:
+            way = "continues given actions as it was trained to" if trained_delay else "is guided to continue"
+            suited = [strategy for strategy in get_args(Strategy) if strategy != other]
+            raise ConfigError(
+                f"The policy {way}, which is for strategy {here!r}; got {other!r}, available: {suited}. "
+                "How it continues is said where it is opened (RtcConfig)."
+            )
+        delays = [delay for delay in (self.max_delay, trained_delay or None) if delay is not None]
+        return replace(self, execution_horizon=steps, max_delay=min(delays, default=None))
+
+
+def trained_delay(policy: Policy) -> int | None:
+    """Most steps of a chunk that a policy continues as it was trained to; 0: it is guided; None: it does not tell."""
+    if not isinstance(policy, Pi0Policy):
+        return None
+    return policy.config.rtc_max_delay if policy.rtc.mode == "trained" else 0
 
 
 @dataclass(frozen=True)
@@ -239,7 +264,7 @@ class ChunkPlayer:
         if self._origin_s is not None and step > self._end:
             self._stop()  # ran out, and nobody asked
         plan = _Plan.of(inference.first, chunk, inference.prompt)
-        refusal = self._refusal(inference, plan)
+        refusal = self._refusal(inference, plan, chunk.dt_s)
         if refusal:
             self._tell(f"chunk refused: {refusal}")
         else:
@@ -296,7 +321,7 @@ class ChunkPlayer:
         end = len(plan.actions) - self._execution_horizon if plan.prompt == prompt else delay
         return chunk_prefix(plan.actions[self._next - plan.first :], delay, end)
 
-    def _refusal(self, inference: _Inference, plan: _Plan) -> str:
+    def _refusal(self, inference: _Inference, plan: _Plan, dt_s: float) -> str:
         """Why the chunk that has come is not played; empty if it is."""
         if self.config.on_new_prompt == "drop" and self._prompt not in (None, plan.prompt):
             return f"it is of the former prompt {plan.prompt!r}"
@@ -308,6 +333,8 @@ class ChunkPlayer:
             return f"it was made for a delay of {decided} steps and came after {self.last_delay}"
         if not np.isfinite(plan.actions).all():
             return "not all its actions are finite"
+        if not 0 < dt_s < math.inf:
+            return f"its actions are {dt_s} s apart"
         if self._end_of(plan) <= self._next:
             return "the time of all its actions is over"
         return ""

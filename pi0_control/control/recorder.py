@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pi0_control.control.agent import Pi0Agent
 from pi0_control.errors import ConfigError, DatasetError, ObservationError
-from pi0_control.files import write_file
+from pi0_control.files import write_numbered
 
 VERSION = 1
 Keys = tuple[str, ...]
@@ -41,7 +41,7 @@ class Recorder:
     """Stands in for an agent and records it; an episode lasts from one :meth:`reset` without a mask to the next.
 
     With a vector environment an episode is that of all its environments together, and the resets with a mask are part
-    of it. A file appears whole or not at all, under the next free number.
+    of it. A file appears whole or not at all, under the next free number; several may record into one folder.
 
     Args:
         agent: what to record; it is to be asked through the recorder only.
@@ -80,19 +80,19 @@ class Recorder:
             self._take.resets.append((self._take.steps, seed, np.asarray(mask, np.bool_).tolist()))
 
     def get_action(self, observation: Mapping[str, Any]) -> Any:
-        """As :meth:`Pi0Agent.get_action`; an observation that is refused is not recorded.
+        """As :meth:`Pi0Agent.get_action`; an observation that is refused, or whose inference fails, is not recorded.
 
         Raises:
-            ObservationError: as the agent, and where an entry is neither numbers nor text or changes its shape within
-                the episode.
+            ObservationError: as the agent, and where an entry is neither numbers nor text, has no name of its own, or
+                changes its shape within the episode.
         """
         if self._take is None:
             self.reset()
         assert self._take is not None
-        seen = dict(_leaves(observation, ("observation",)))
+        seen = _entries(observation, "observation")
         _check_same(self._take, seen)
         action = self.agent.get_action(observation)
-        done = dict(_leaves(action, ("action",)))
+        done = _entries(action, "action")
         for name in ("status", "reason"):
             done[name,] = np.array([getattr(command, name) for command in self.agent.commands])
         for keys, value in {**seen, **done}.items():
@@ -104,7 +104,7 @@ class Recorder:
         return action
 
     def save(self, **notes: Any) -> Path | None:
-        """Write the episode under way.
+        """Write the episode under way; if that fails, it is kept and goes on.
 
         Args:
             notes: plain values kept with it, such as ``is_success``.
@@ -112,12 +112,11 @@ class Recorder:
         Returns:
             Its file; None if nothing was done since the reset.
         """
-        take, self._take = self._take, None
-        if take is None or not take.steps:
-            return None
-        taken = [int(file.stem.removeprefix("episode_")) for file in self.folder.glob("episode_*.npz")]
-        path = self.folder / f"episode_{max(taken, default=-1) + 1:06d}.npz"
-        write_file(path, partial(_save_arrays, self._arrays(take, notes)))
+        path = None
+        if self._take is not None and self._take.steps:
+            arrays = self._arrays(self._take, notes)
+            path = write_numbered(self.folder, "episode_", ".npz", partial(_save_arrays, arrays))
+        self._take = None
         return path
 
     def _arrays(self, take: _Take, notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +139,6 @@ class Recorder:
             "/".join(keys): np.concatenate(values) if keys in pictures else np.stack(values)
             for keys, values in take.entries.items()
         }
-        if len(arrays) != len(take.entries):
-            raise ObservationError(f"Two of the entries {['/'.join(keys) for keys in take.entries]} have one name.")
         return {"about": np.array(json.dumps(about, default=_plain)), **arrays}
 
 
@@ -200,7 +197,8 @@ class Recording:
 def replay(path: str | Path, agent: Pi0Agent, *, must_match: bool = True) -> list[Any]:
     """Show an agent what was recorded.
 
-    The same policy with the same chunking, safety and simulated latency answers bit for bit as it did then.
+    The same policy with the same chunking, safety and simulated latency answers bit for bit as it did then; not from an
+    inference on that failed, such as a server's that was late, for the noise it had drawn is not drawn again.
 
     Args:
         must_match: whether to refuse another answer than the recorded one.
@@ -232,6 +230,17 @@ def replay(path: str | Path, agent: Pi0Agent, *, must_match: bool = True) -> lis
     return actions
 
 
+def _entries(tree: Any, root: str) -> dict[Keys, NDArray[Any]]:
+    """The leaves of nested dicts by where they lie, each of which has a path of its own."""
+    entries = dict(_leaves(tree, (root,)))
+    if wrong := [key for keys in entries for key in keys if not isinstance(key, str)]:
+        raise ObservationError(f"The {root} has the keys {wrong}; expected text.")
+    paths = ["/".join(keys) for keys in entries]
+    if len({*paths}) < len(paths):
+        raise ObservationError(f"Two entries of the {root} have one path, among {paths}; expected one each.")
+    return entries
+
+
 def _leaves(tree: Any, keys: Keys) -> Iterator[tuple[Keys, NDArray[Any]]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
@@ -244,7 +253,7 @@ def _leaves(tree: Any, keys: Keys) -> Iterator[tuple[Keys, NDArray[Any]]]:
     if value.dtype.kind == "O" and value.size and all(isinstance(text, str) for text in value.flat):
         value = value.astype(np.str_)
     if value.dtype.kind not in "biufU":
-        raise ObservationError(f"Entry {'/'.join(keys)!r} is {tree!r}; expected numbers or text.")
+        raise ObservationError(f"Entry {'/'.join(map(str, keys))!r} is {tree!r}; expected numbers or text.")
     yield keys, value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi0_control.control import ChunkingConfig, ChunkPlayer, Safety
+from pi0_control.control.chunking import trained_delay
 from pi0_control.errors import ObservationError
 from pi0_control.policy import Policy
 from pi0_control.ros.inputs import Inputs, Look
@@ -65,7 +66,7 @@ class Pilot:
         worker: Executor,
         is_lock_step: bool = False,
     ) -> None:
-        chunking = chunking.for_policy(policy.horizon, policy.execution_horizon)
+        chunking = chunking.for_policy(policy.horizon, policy.execution_horizon, trained_delay(policy))
         self.period_s = policy.robot.dt_s / chunking.interpolation
         self.policy, self.inputs, self.safety = policy, inputs, safety
         self.player = ChunkPlayer(chunking)
