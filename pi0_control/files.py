@@ -36,10 +36,20 @@ def _partial(path: Path) -> Path:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a partial file beside ``path``, then publish it as ``path``."""
+    """Let ``write`` fill a partial file beside ``path``, then publish it as ``path``; if it fails, nothing is left.
+
+    Whoever may read new files may read this one: safetensors, for one, makes them for their owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    write(partial)
+    partial.touch()
+    mode = partial.stat().st_mode
+    try:
+        write(partial)
+        partial.chmod(mode)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     publish(partial, path)
 
 
@@ -56,11 +66,7 @@ def write_numbered(folder: Path, stem: str, suffix: str, write: Callable[[Path],
     taken = [int(match[1]) for file in folder.iterdir() if (match := numbered.fullmatch(file.name))]
     paths = (folder / f"{stem}{number:06d}{suffix}" for number in count(max(taken, default=-1) + 1))
     path = next(path for path in paths if _reserve(path))
-    try:
-        write_file(path, write)
-    except BaseException:
-        _partial(path).unlink(missing_ok=True)
-        raise
+    write_file(path, write)
     return path
 
 
@@ -80,7 +86,8 @@ def _reserve(path: Path) -> bool:
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a partial folder beside ``path``, then publish it as ``path``, which must not exist yet.
 
-    What an earlier attempt left behind is thrown away, and so is what a failing one has written.
+    What an earlier attempt left behind is thrown away, and so is what a failing one has written. Its files may be read
+    by whoever may read the folder.
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,6 +95,8 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         for each in partial.rglob("*"):
+            if each.is_file():
+                each.chmod(partial.stat().st_mode & 0o666)
             _flush_to_disk(each)
         publish(partial, path)
     finally:

@@ -2,6 +2,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pi0_control import files
 from pi0_control.errors import CheckpointError, DatasetError
@@ -18,9 +20,21 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         files.write_file(path, torn)
     assert path.read_text(encoding="utf-8") == "π0\n"
+    assert list(path.parent.iterdir()) == [path]
     files.write_text(path, "π0.5\n")
     assert path.read_text(encoding="utf-8") == "π0.5\n"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_weights_may_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+    def save(path: Path) -> None:
+        save_file({"weight": torch.ones(1)}, path)
+
+    (tmp_path / "usual").touch()
+    files.write_file(tmp_path / "weights", save)
+    files.write_folder(tmp_path / "folder", lambda partial: save(partial / "weights"))
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
 
 
 def test_numbered_files_replace_nothing_whoever_else_writes_there(tmp_path: Path) -> None:

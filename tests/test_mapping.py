@@ -111,11 +111,6 @@ def test_a_flat_action_space_takes_a_vector() -> None:
     np.testing.assert_allclose(action, [0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
 
 
-def test_to_hold_is_to_stay_where_it_is_and_to_move_no_further() -> None:
-    held = mapping(rates=JOINTS[:2]).hold(np.arange(1, 8))
-    np.testing.assert_array_equal(held, np.array([0, 0, 3, 4, 5, 6, 7], np.float32))
-
-
 def test_every_difference_is_listed_at_once() -> None:
     wrong = Layout(
         pictures={BASE: Picture("pixels/top"), LEFT: Picture("pixels/hand"), "cam_low": None},

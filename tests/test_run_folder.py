@@ -1,6 +1,8 @@
 """The run folder's law: what is not a whole checkpoint is refused."""
 
 import pickle
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,20 @@ def test_a_checkpoint_is_read_back(tmp_path: Path):
     loaded = folder.load()
     assert (loaded.settings, loaded.stage, loaded.step) == ("settings", 0, 2)
     assert torch.equal(loaded.learner["weight"], torch.ones(2))
+
+
+def test_where_there_is_no_room_the_last_checkpoint_stays(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.save(CHECKPOINT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(OSError, match="cannot be written; is the disk full"):
+            folder.save(replace(CHECKPOINT, step=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert folder.load().step == 2
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.pt", "train.lock", "log.jsonl"}
 
 
 def test_one_training_at_a_time_has_the_folder(tmp_path: Path):

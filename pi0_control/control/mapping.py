@@ -146,11 +146,6 @@ class EnvironmentMapping:
         vectors = {entries.key: self._vector(entries, targets) for entries in self.layout.action}
         return _assemble(self.action_space, "", vectors)
 
-    def hold(self, state: ArrayLike) -> NDArray[np.float32]:
-        """The command [D] or [N, D] that stands still in this state: the state, and 0 for velocities and steps."""
-        is_rate = [name in self.layout.rates for name in self.robot.joint_names]
-        return np.where(is_rate, np.float32(0), np.asarray(state, np.float32))
-
     def _vector(self, entries: Entries, targets: NDArray[np.float64]) -> NDArray[Any]:
         values = write_entries(targets, entries, self.robot)
         space = _find(self.action_space, entries.key)

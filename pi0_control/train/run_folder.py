@@ -68,9 +68,13 @@ class RunFolder:
         self._lock.release()
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the one before stays.
+        """
         if self._writes:
-            files.write_file(self.checkpoint_file, lambda partial: torch.save(vars(checkpoint), partial))
+            files.write_file(self.checkpoint_file, lambda partial: _save(checkpoint, partial))
 
     def load(self) -> Checkpoint:
         """Read the checkpoint; nothing in it is executed.
@@ -87,3 +91,10 @@ class RunFolder:
             return Checkpoint(**torch.load(self.checkpoint_file, map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError, pickle.UnpicklingError, OSError) as error:
             raise CheckpointError(broken) from error
+
+
+def _save(checkpoint: Checkpoint, path: Path) -> None:
+    try:
+        torch.save(vars(checkpoint), path)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise OSError(f"{path} cannot be written; is the disk full? {str(error).splitlines()[0]}") from error
