@@ -44,16 +44,16 @@ def pi0_serve(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.
 
 
 def test_a_client_that_names_things_as_openpi_s_does_is_understood() -> None:
-    with pi0_serve("--robot", "libero", "--layout", "libero", "--prompt", "open the drawer") as (_, url):
+    with pi0_serve("--robot", "ur5e", "--layout", "ur5", "--prompt", "open the drawer") as (_, url):
         with connect(url, proxy=None) as client:
             assert unpack(client.recv(LIMIT_S)) == {}  # another's client is not told of our own
-            message = {"observation/state": np.arange(8.0), "observation/image": np.zeros((8, 8, 3), np.uint8)}
+            message = {"joints": np.arange(6.0), "gripper": np.ones(1), "base_rgb": np.zeros((8, 8, 3), np.uint8)}
             client.send(pack(message))
             reply = client.recv(LIMIT_S)
             assert isinstance(reply, bytes)
-            assert unpack(reply)["actions"][0].tolist() == [*range(7)]
-            client.send(pack({**message, "observation/image": np.zeros(8)}))
-            refusal = "ObservationError: Image 'agentview' has shape [8] of float64; expected an RGB image."
+            assert unpack(reply)["actions"][0].tolist() == [*range(6), 1]
+            client.send(pack({**message, "base_rgb": np.zeros(8)}))
+            refusal = "ObservationError: Image 'base_rgb' has shape [8] of float64; expected an RGB image."
             assert client.recv(LIMIT_S) == refusal
         with pytest.raises(ConfigError, match="does not tell its robot and horizon"):
             RemotePolicy(url, connect_s=LIMIT_S)
@@ -98,8 +98,9 @@ def test_a_server_that_is_killed_and_comes_back_is_played_on() -> None:
         (["--tls-cert", "nowhere.pem"], "nowhere.pem: not a certificate"),
         (["--max-clients", "0"], "max_clients is 0"),
         (["--host", "203.0.113.1"], "anyone who reaches 203.0.113.1"),
+        (["--robot", "droid", "--layout", "droid"], "moves [] by velocities or steps"),
     ],
-    ids=["policy", "certificate", "number", "address"],
+    ids=["policy", "certificate", "number", "address", "rates"],
 )
 def test_a_mistake_is_one_sentence(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

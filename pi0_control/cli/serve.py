@@ -108,7 +108,7 @@ def _server(policy: "Policy", config: "ServerConfig", layout: str | None) -> "Po
 
     if layout is None:
         return PolicyServer(policy, config)
-    dialect = Dialect(find_layout(layout), policy.robot)
+    dialect = Dialect(find_layout(layout), policy.robot, policy.rates)
     return PolicyServer(
         policy,
         config,
