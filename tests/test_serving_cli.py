@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +23,33 @@ from pi0_control.serving.codec import pack, unpack
 START_S = 300.0  # of a fresh process on a busy machine
 
 
+STUCK = """
+import importlib
+from serving_parts import GatedPolicy
+serve = importlib.import_module("pi0_control.cli.serve")
+class StuckPolicy(GatedPolicy):
+    def infer(self, observation, **options):
+        if observation.prompt == "get stuck":
+            self.shut()
+        return super().infer(observation, **options)
+serve._policy = lambda options: StuckPolicy()
+serve.serve(serve.ServeOptions(port=0, drain_s=0.1))
+"""
+
+
 @contextmanager
 def pi0_serve(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its URL."""
+    command = ["-m", "pi0_control.cli", "serve", "--policy", "hold", "--port", "0", *arguments]
+    with started(command, environment) as given:
+        yield given
+
+
+@contextmanager
+def started(arguments: list[str], environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A Python process that says where it serves, and its URL."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pi0_control.cli", "serve", "--policy", "hold", "--port", "0", *arguments],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,6 +99,18 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
         assert closed.value.rcvd.code == 1001
         assert process.wait(LIMIT_S) == 0
         assert process.communicate() == ("", "")
+
+
+def test_a_stuck_inference_whose_client_has_left_does_not_keep_the_process() -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with started(["-c", STUCK], {"PYTHONPATH": paths}) as (process, url):
+        with RemotePolicy(url, deadline_s=LIMIT_S) as policy:
+            policy.infer(observe())
+            policy.deadline_s = 0.1
+            with pytest.raises(RemoteError, match="did not answer"):
+                policy.infer(observe(prompt="get stuck"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 1
 
 
 def test_a_server_that_is_killed_and_comes_back_is_played_on() -> None:
