@@ -1,10 +1,11 @@
 import random
 import socket
 import ssl
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,10 @@ def test_the_servers_prompt_is_for_observations_without() -> None:
         (pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "seed": -1}), "ObservationError: The seed is -1"),
         (pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "prefix": {}}), "ObservationError: The prefix has"),
         (pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "noise": "a"}), "ObservationError: The noise is"),
+        (
+            pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "noise": [[np.nan] * 7] * 4}),
+            "ObservationError: The noise is not finite",
+        ),
         (pack({"y" * 9000: 1}), "ObservationError: The observation has ['yyy"),
         (msgpack.packb({b"\xff" * 9000: 1}), "FrameError: A map of the frame has keys"),
     ],
@@ -291,12 +296,15 @@ def test_a_client_that_does_not_answer_pings_is_let_go() -> None:
 
 
 def test_a_client_that_does_not_take_its_replies_is_let_go() -> None:
-    with serving(HoldPolicy(ARM6, 20_000), replace(FREE, ping_s=0.1)) as served:
-        with visit(served, max_queue=1) as client:
-            with suppress(ConnectionClosed):
-                for _ in range(50):  # 28 MB of replies: more than the sockets hold
-                    client.send(pack(write_observation(observe())))
+    with serving(HoldPolicy(ARM6, 20_000), replace(FREE, ping_s=1.0)) as served:
+        with visit(served) as client:
+            for _ in range(50):  # 28 MB of replies: more than the sockets hold
+                client.protocol.send_binary(pack(write_observation(observe())))
+            frames, end = client.protocol.data_to_send(), threading.Event()
+            client.protocol.receive_data = lambda data: end.wait()  # type: ignore[assignment, method-assign, return-value]
+            client.socket.sendall(b"".join(frames))
             served.wait_until(lambda: served.server.metrics.clients == 0)
+            end.set()
         assert served.server.metrics.waiting == 0
 
 
@@ -388,6 +396,7 @@ def test_draining_is_not_held_up_by_who_does_not_say_goodbye(caplog: pytest.LogC
         {"port": 70_000},
         {"api_key": ""},
         {"api_key": "a\nb"},
+        {"api_key": "k "},
         {"tls_key": Path("key.pem")},
         {"max_clients": 0},
         {"drain_s": -1.0},

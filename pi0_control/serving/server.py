@@ -27,6 +27,7 @@ from pi0_control.serving.messages import (
     Announcement,
     ReadObservation,
     WriteChunk,
+    check_api_key,
     read_observation,
     read_request,
     write_chunk,
@@ -70,8 +71,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ConfigError(f"The port is {self.port}; expected 0 to 65535.")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise ConfigError("The API key is empty or has characters that no HTTP header may have; expected others.")
+        if self.api_key is not None:
+            check_api_key(self.api_key)
         if self.tls_key is not None and self.tls_cert is None:
             raise ConfigError("There is a TLS key and no certificate; expected both, or the certificate alone.")
         for name in ("max_frame_mb", "max_clients", "ping_s", "drain_s"):
