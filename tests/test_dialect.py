@@ -86,3 +86,22 @@ def test_a_joint_that_is_listed_twice_is_refused(where: str) -> None:
     twice = [*getattr(layout, where), "gripper" if where == "uncommanded" else layout.action[0]]
     with pytest.raises(ConfigError, match="expected once each"):
         dialect(replace(layout, **{where: twice}), "ur5e")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "seen"),
+    [
+        ({"prompt_key": "meta/task"}, {}, "fold"),
+        ({"prompt_key": "meta/task"}, {"meta": {"task": "pour"}}, "pour"),
+        ({"prompt_key": None, "prompt": "stack"}, {}, "fold"),
+        ({"prompt_key": None, "prompt": "stack"}, {"prompt": "pour"}, "fold"),
+    ],
+)
+def test_a_message_without_an_instruction_gets_the_servers(
+    given: dict[str, Any], message: dict[str, Any], seen: str
+) -> None:
+    layout, robot = replace(adapters.ur5(), **given), RobotSpec.from_yaml("ur5e")
+    message = {"joints": np.zeros(6), "gripper": np.zeros(1), **message}
+    assert Dialect(layout, robot, prompt="fold").read(message)["prompt"] == seen
+    if given.get("prompt"):
+        assert Dialect(layout, robot).read(message)["prompt"] == "stack"

@@ -7,18 +7,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from serving_parts import ARM6, LIMIT_S, observe
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from pi0_control import cli
 from pi0_control.errors import ConfigError, RemoteError
-from pi0_control.serving import RemotePolicy
+from pi0_control.policy import HoldPolicy
+from pi0_control.serving import RemotePolicy, ServerConfig
 from pi0_control.serving.codec import pack, unpack
+from pi0_control.serving.messages import read_request
 
 START_S = 300.0  # of a fresh process on a busy machine
 
@@ -64,6 +68,17 @@ def started(arguments: list[str], environment: dict[str, str]) -> Iterator[tuple
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_prompt_of_the_command_line_is_for_clients_of_any_layout(tmp_path: Path) -> None:
+    layout: dict[str, object] = {"pictures": dict.fromkeys(ARM6.cameras), "prompt_key": "task"}
+    layout |= {"state": [{"key": "joints", "joints": [*ARM6.joint_names]}], "action": [{"joints": [*ARM6.joint_names]}]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(layout))
+    serve = import_module("pi0_control.cli.serve")
+    config = ServerConfig(port=0, prompt="fold the towel")
+    server = serve._server(HoldPolicy(ARM6), config, str(tmp_path / "mine.yaml"))
+    for given, seen in (({}, "fold the towel"), ({"task": "pour"}, "pour")):
+        assert read_request({"joints": np.zeros(7), **given}, server._read).observation.prompt == seen
 
 
 def test_a_client_that_names_things_as_openpi_s_does_is_understood() -> None:

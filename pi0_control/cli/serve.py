@@ -108,10 +108,10 @@ def _server(policy: "Policy", config: "ServerConfig", layout: str | None) -> "Po
 
     if layout is None:
         return PolicyServer(policy, config)
-    dialect = Dialect(find_layout(layout), policy.robot, policy.rates)
+    dialect = Dialect(find_layout(layout), policy.robot, policy.rates, config.prompt)
     return PolicyServer(
         policy,
-        config,
+        replace(config, prompt=""),  # the dialect knows where clients have theirs
         read=lambda message: read_observation(dialect.read(message)),
         write=lambda chunk: write_chunk(replace(chunk, actions=dialect.actions(chunk.actions))),
     )

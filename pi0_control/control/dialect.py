@@ -18,14 +18,15 @@ class Dialect:
         layout: where everything is; its ``is_clipped`` is not heeded, since bounds are the client's.
         robot: that of the policy.
         rates: joints that the policy moves by velocities or steps.
+        prompt: the instruction where a message has none; the layout's own, if any, if empty.
 
     Raises:
         ConfigError: the layout has other cameras or joints than the robot, a joint twice, other rates than the policy,
             or actions in several places.
     """
 
-    def __init__(self, layout: Layout, robot: RobotSpec, rates: Collection[str] = ()) -> None:
-        self.layout, self.robot = layout, robot
+    def __init__(self, layout: Layout, robot: RobotSpec, rates: Collection[str] = (), prompt: str = "") -> None:
+        self.layout, self.robot, self.prompt = layout, robot, prompt
         joints = sorted(robot.joint_names)
         seen = sorted(name for entries in layout.state for name in entries.joints if name is not None)
         sent = sorted(name for entries in layout.action for name in entries.joints if name is not None)
@@ -51,7 +52,7 @@ class Dialect:
         """
         try:
             with np.errstate(over="ignore"):
-                return read_layout(message, self.layout, self.robot, may_lack_images=True)
+                return read_layout(message, self.layout, self.robot, may_lack_images=True, prompt=self.prompt)
         except (KeyError, ValueError) as error:  # vectors that do not belong together
             raise ObservationError(f"The observation is not as {[*message]} should be: {error}.") from error
 

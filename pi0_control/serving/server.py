@@ -49,7 +49,7 @@ class ServerConfig:
         host, port: where to listen; port 0 takes a free one.
         api_key: what clients must send as ``Authorization: Api-Key KEY``; none asked if None.
         tls_cert, tls_key: PEM files for ``wss://``; the key may stand in the certificate's file.
-        prompt: the instruction where an observation has none; none if empty.
+        prompt: the ``prompt`` of a message that has none, before it is read; none if empty.
         max_frame_mb: longest message taken.
         max_clients: connections at a time.
         ping_s: every so often a client is asked whether it is there, and so long it may take to answer, or to take
