@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 from pi0_control import cli
 from pi0_control.errors import ConfigError, RemoteError
 from pi0_control.policy import HoldPolicy
+from pi0_control.robot import RobotSpec
 from pi0_control.serving import RemotePolicy, ServerConfig
 from pi0_control.serving.codec import pack, unpack
 from pi0_control.serving.messages import read_request
@@ -79,6 +80,15 @@ def test_the_prompt_of_the_command_line_is_for_clients_of_any_layout(tmp_path: P
     server = serve._server(HoldPolicy(ARM6), config, str(tmp_path / "mine.yaml"))
     for given, seen in (({}, "fold the towel"), ({"task": "pour"}, "pour")):
         assert read_request({"joints": np.zeros(7), **given}, server._read).observation.prompt == seen
+
+
+def test_openpi_s_aloha_client_is_told_where_its_arms_begin_and_needs_no_prompt() -> None:
+    server = import_module("pi0_control.cli.serve")._server
+    config = ServerConfig(port=0, prompt="open the lid")
+    aloha = server(HoldPolicy(RobotSpec.from_yaml("aloha")), config, "aloha")
+    assert unpack(aloha._greeting) == {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}
+    assert read_request({"state": np.zeros(14), "images": {}}, aloha._read).observation.prompt == "open the lid"
+    assert unpack(server(HoldPolicy(RobotSpec.from_yaml("ur5e")), config, "ur5")._greeting) == {}
 
 
 def test_a_client_that_names_things_as_openpi_s_does_is_understood() -> None:
