@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ LIBERO: dict[str, Any] = {
 
 
 def dialect(layout: Layout, robot: str) -> Dialect:
-    return Dialect(layout, RobotSpec.from_yaml(robot))
+    return Dialect(layout, RobotSpec.from_yaml(robot), layout.rates)
 
 
 def test_openpi_s_libero_client_is_understood_and_gets_its_seven_entries() -> None:
@@ -68,3 +69,39 @@ def test_what_is_no_observation_is_refused(change: dict[str, Any]) -> None:
 def test_a_layout_of_another_robot_is_refused() -> None:
     with pytest.raises(ConfigError, match="robot 'droid' has cameras"):
         dialect(adapters.libero(), "droid")
+
+
+@pytest.mark.parametrize("control", ["joint_velocity", "joint_position"])
+def test_positions_do_not_go_to_clients_that_take_velocities_nor_the_other_way_round(control: Any) -> None:
+    layout, robot = adapters.droid(control=control), RobotSpec.from_yaml("droid")
+    others = () if layout.rates else robot.joint_names[:7]
+    for wrong in (others, robot.joint_names):
+        with pytest.raises(ConfigError, match="by velocities or steps, and clients of the layout take"):
+            Dialect(layout, robot, wrong)
+
+
+@pytest.mark.parametrize("where", ["state", "action", "uncommanded"])
+def test_a_joint_that_is_listed_twice_is_refused(where: str) -> None:
+    layout = adapters.ur5()
+    twice = [*getattr(layout, where), "gripper" if where == "uncommanded" else layout.action[0]]
+    with pytest.raises(ConfigError, match="expected once each"):
+        dialect(replace(layout, **{where: twice}), "ur5e")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "seen"),
+    [
+        ({"prompt_key": "meta/task"}, {}, "fold"),
+        ({"prompt_key": "meta/task"}, {"meta": {"task": "pour"}}, "pour"),
+        ({"prompt_key": None, "prompt": "stack"}, {}, "fold"),
+        ({"prompt_key": None, "prompt": "stack"}, {"prompt": "pour"}, "fold"),
+    ],
+)
+def test_a_message_without_an_instruction_gets_the_servers(
+    given: dict[str, Any], message: dict[str, Any], seen: str
+) -> None:
+    layout, robot = replace(adapters.ur5(), **given), RobotSpec.from_yaml("ur5e")
+    message = {"joints": np.zeros(6), "gripper": np.zeros(1), **message}
+    assert Dialect(layout, robot, prompt="fold").read(message)["prompt"] == seen
+    if given.get("prompt"):
+        assert Dialect(layout, robot).read(message)["prompt"] == "stack"

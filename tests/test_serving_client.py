@@ -1,9 +1,12 @@
 import asyncio
 import gc
+import os
 import random
+import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -153,6 +156,26 @@ def test_only_the_right_key_opens(monkeypatch: pytest.MonkeyPatch) -> None:
             assert policy.infer(observe()).horizon == 4
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "a\r\nX: y", "sesame ", " sesame"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key") as raised:
+        RemotePolicy("ws://127.0.0.1:1", api_key=key, connect_s=DEADLINE_S)
+    assert key not in str(raised.value)
+
+
+def test_whole_numbers_may_be_numpys() -> None:
+    asked = GatedPolicy()
+    with serving(asked) as served, remote(served.url) as policy:
+        policy.reset(np.int64(5))  # type: ignore[arg-type]
+        prefix = ChunkPrefix(np.zeros((3, 7), np.float32), np.int64(1), np.int64(3))  # type: ignore[arg-type]
+        assert policy.infer(observe(), prefix=prefix).horizon == 4
+        for wrong in (-1, 2**63, 3.5):
+            with pytest.raises(ConfigError, match="expected a whole number from 0"):
+                policy.reset(wrong)  # type: ignore[arg-type]
+        assert policy.infer(observe()).horizon == 4
+    assert asked.seeds == [0, 5]
+
+
 def test_what_a_policy_moves_by_rates_is_told() -> None:
     moving = HoldPolicy(ARM6, 4)
     moving.rates = ARM6.joint_names[:6]
@@ -179,7 +202,20 @@ def test_another_robot_or_horizon_than_the_servers_is_refused() -> None:
                 RemotePolicy(served.url, connect_s=LIMIT_S, **wrong)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://localhost", "ws://", "ws://localhost:port", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "http://localhost",
+        "ws://",
+        "ws://localhost:port",
+        "",
+        "ws://h/#x",
+        "ws://user@h",
+        "ws://a..b",
+        f"ws://{'a' * 70}",
+    ],
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="ws://HOST:PORT"):
         RemotePolicy(url)
@@ -360,3 +396,58 @@ def test_a_policy_nobody_has_any_more_leaves_no_thread() -> None:
         gc.collect()
         thread.join(LIMIT_S)
         assert not thread.is_alive()
+
+
+def test_a_link_is_of_the_process_that_made_it() -> None:
+    with serving(HoldPolicy(ARM6, 4)) as served, remote(served.url) as policy:
+        said, says = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+            child = os.fork()
+        if child == 0:
+            signal.alarm(int(LIMIT_S))
+            try:
+                policy.infer(observe())
+            except RemoteError as error:
+                os.write(says, str(error).encode())
+            policy.close()
+            os._exit(0)
+        os.close(says)
+        with os.fdopen(said) as pipe:
+            assert "another process's; expected one made after the fork" in pipe.read()
+        assert os.waitpid(child, 0)[1] == 0
+        assert policy.infer(observe()).horizon == 4
+
+
+def test_whoever_waits_while_the_link_is_closed_hears_so() -> None:
+    slow = GatedPolicy()
+    with serving(slow) as served, ThreadPoolExecutor() as pool:
+        policy = RemotePolicy(served.url, deadline_s=LIMIT_S, connect_s=LIMIT_S)
+        slow.shut()
+        waiting = [pool.submit(policy.infer, observe()) for _ in range(3)]
+        assert slow.entered.acquire(timeout=LIMIT_S)
+        policy.close()
+        for each in waiting:
+            with pytest.raises(RemoteError, match="was closed"):
+                each.result(LIMIT_S)
+        slow.open()
+
+
+def test_what_is_asked_at_the_very_end_is_answered_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(HoldPolicy(ARM6, 4)) as served, ThreadPoolExecutor() as pool:
+        policy = RemotePolicy(served.url, deadline_s=LIMIT_S, connect_s=LIMIT_S)
+        submit = asyncio.run_coroutine_threadsafe
+
+        def late(work: Any, loop: asyncio.AbstractEventLoop) -> Any:
+            if loop is policy._link._loop:
+                ends.append(pool.submit(policy.close))
+                while policy._link._finalizer.alive:  # the link is being closed meanwhile
+                    time.sleep(0)
+            return submit(work, loop)
+
+        ends: list[Any] = []
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", late)
+        asked = pool.submit(policy.infer, observe())
+        error = asked.exception(LIMIT_S)
+        assert error is None or (isinstance(error, RemoteError) and "was closed" in str(error))
+        ends[0].result(LIMIT_S)

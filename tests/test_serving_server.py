@@ -1,13 +1,16 @@
 import random
+import socket
 import ssl
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import trustme
@@ -100,10 +103,17 @@ def test_the_servers_prompt_is_for_observations_without() -> None:
         (pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "seed": -1}), "ObservationError: The seed is -1"),
         (pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "prefix": {}}), "ObservationError: The prefix has"),
         (pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "noise": "a"}), "ObservationError: The noise is"),
+        (
+            pack({"images": {}, "state": [0.0] * 7, "prompt": "x", "noise": [[np.nan] * 7] * 4}),
+            "ObservationError: The noise is not finite",
+        ),
         (pack({"y" * 9000: 1}), "ObservationError: The observation has ['yyy"),
+        (msgpack.packb({b"\xff" * 9000: 1}), "FrameError: A map of the frame has keys"),
     ],
 )
-def test_who_sends_nonsense_hears_why_and_is_let_go(frame: bytes | str, reason: str) -> None:
+def test_who_sends_nonsense_hears_why_and_is_let_go(
+    frame: bytes | str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(HoldPolicy(ARM6, 4)) as served:
         with visit(served) as client, visit(served) as other:
             client.send(frame)
@@ -111,6 +121,7 @@ def test_who_sends_nonsense_hears_why_and_is_let_go(frame: bytes | str, reason: 
             assert isinstance(said, str)
             assert said.startswith(reason)
             assert len(said) <= 2000
+            assert [record.getMessage().endswith(f": {said}") for record in caplog.records] == [True]
             with pytest.raises(ConnectionClosed) as closed:
                 client.recv(LIMIT_S)
             assert closed.value.rcvd is not None
@@ -136,6 +147,13 @@ def test_a_policy_that_fails_is_told_without_its_traceback(error: Exception, sai
         with visit(served) as client:
             assert ask(client)["actions"].shape == (4, 7)
         assert 'pi0_requests_total{outcome="failed"} 1\n' in served.get("/metrics")[2]
+
+
+def test_a_reply_that_cannot_be_packed_is_the_servers_failure() -> None:
+    with serving(HoldPolicy(ARM6, 4), write=lambda chunk: {"actions": object()}) as served:
+        with visit(served) as client:
+            assert ask(client) == "TypeError in the policy; the server's log has the traceback."
+        assert served.server.metrics.requests == {"answered": 0, "refused": 0, "failed": 1, "abandoned": 0}
 
 
 def test_the_policy_is_warm_before_anyone_may_ask_and_stays_in_its_thread() -> None:
@@ -277,6 +295,19 @@ def test_a_client_that_does_not_answer_pings_is_let_go() -> None:
         served.wait_until(lambda: served.server.metrics.clients == 0)
 
 
+def test_a_client_that_does_not_take_its_replies_is_let_go() -> None:
+    with serving(HoldPolicy(ARM6, 20_000), replace(FREE, ping_s=1.0)) as served:
+        with visit(served) as client:
+            for _ in range(50):  # 28 MB of replies: more than the sockets hold
+                client.protocol.send_binary(pack(write_observation(observe())))
+            frames, end = client.protocol.data_to_send(), threading.Event()
+            client.protocol.receive_data = lambda data: end.wait()  # type: ignore[assignment, method-assign, return-value]
+            client.socket.sendall(b"".join(frames))
+            served.wait_until(lambda: served.server.metrics.clients == 0)
+            end.set()
+        assert served.server.metrics.waiting == 0
+
+
 def test_draining_answers_what_is_under_way_and_then_goes() -> None:
     policy = GatedPolicy()
     with serving(policy) as served, ThreadPoolExecutor() as pool, visit(served) as busy, visit(served) as idle:
@@ -311,12 +342,61 @@ def test_draining_has_an_end() -> None:
         policy.open()
 
 
+def leave_with_a_request_under_way(served: Served, policy: GatedPolicy) -> None:
+    policy.shut()
+    with visit(served) as client:
+        client.send(pack(write_observation(observe())))
+        assert policy.entered.acquire(timeout=LIMIT_S)
+    served.wait_until(lambda: served.server.metrics.clients == 0)
+    assert served.server.metrics.waiting == 1
+
+
+def test_draining_waits_for_what_is_computed_for_nobody() -> None:
+    policy = GatedPolicy()
+    with serving(policy) as served, ThreadPoolExecutor() as pool:
+        leave_with_a_request_under_way(served, policy)
+        drained = pool.submit(served.drain)
+        policy.open()
+        assert drained.result()
+        assert served.server.metrics.waiting == 0
+
+
+def test_draining_says_so_if_the_policy_is_stuck_though_nobody_waits_for_it() -> None:
+    policy = GatedPolicy()
+    with serving(policy, replace(FREE, drain_s=0.1)) as served:
+        leave_with_a_request_under_way(served, policy)
+        assert not served.drain()
+        assert not served.drain()
+        policy.open()
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["ws", "wss"])
+def test_draining_is_not_held_up_by_who_is_silent(
+    is_encrypted: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    config = replace(FREE, drain_s=0.5, tls_cert=tmp_path / "server.pem" if is_encrypted else None)
+    with serving(HoldPolicy(ARM6), config) as served, socket.create_connection(("localhost", served.port)):
+        with pytest.raises(OSError, match="CERTIFICATE") if is_encrypted else nullcontext(), visit(served):
+            pass  # by now the one before is accepted
+        assert served.drain()
+    assert not caplog.records
+
+
+def test_draining_is_not_held_up_by_who_does_not_say_goodbye(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(HoldPolicy(ARM6), replace(FREE, drain_s=0.5)) as served, visit(served) as client:
+        client.protocol.receive_data = lambda data: None  # type: ignore[method-assign]  # deaf from here
+        assert served.drain()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"port": 70_000},
         {"api_key": ""},
         {"api_key": "a\nb"},
+        {"api_key": "k "},
         {"tls_key": Path("key.pem")},
         {"max_clients": 0},
         {"drain_s": -1.0},

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pi0_control.serving import PolicyServer, ServerConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+METADATA = {"aloha": {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}}  # [rad], of both arms, as openpi's servers say
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ def _server(policy: "Policy", config: "ServerConfig", layout: str | None) -> "Po
 
     if layout is None:
         return PolicyServer(policy, config)
-    dialect = Dialect(find_layout(layout), policy.robot)
+    dialect = Dialect(find_layout(layout), policy.robot, policy.rates, config.prompt)
     return PolicyServer(
         policy,
-        config,
+        replace(config, prompt=""),  # the dialect knows where clients have theirs
+        METADATA.get(layout),
         read=lambda message: read_observation(dialect.read(message)),
         write=lambda chunk: write_chunk(replace(chunk, actions=dialect.actions(chunk.actions))),
     )

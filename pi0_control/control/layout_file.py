@@ -57,9 +57,7 @@ def find_layout(name: str | Path) -> Layout:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"Layout {path} is not YAML: {str(error).splitlines()[0]}.") from error
     values = _checked(values, {item.name for item in fields(Layout)}, {"pictures", "state", "action"}, str(path))
-    for name, kind in KINDS.items():
-        if name in values and not isinstance(values[name], kind):
-            raise ConfigError(f"{path} has {name} {values[name]!r}; expected a {kind.__name__.lower()}.")
+    _check_kinds(values, KINDS, str(path))
     parts: dict[str, Any] = {
         "pictures": {camera: _picture(each, f"{path}: {camera}") for camera, each in values["pictures"].items()},
         **{name: [_entries(each, f"{path}: {name}") for each in values[name]] for name in ("state", "action")},
@@ -76,11 +74,13 @@ def _picture(values: Any, source: str) -> Picture | None:
     values = _checked(values, {item.name for item in fields(Picture)}, {"key"}, source)
     if values.get("layout", "hwc") not in ("hwc", "chw"):
         raise ConfigError(f"{source} has layout {values['layout']!r}; expected hwc or chw.")
+    _check_kinds(values, {"key": str, "is_rotated": bool}, source)
     return Picture(**values)
 
 
 def _entries(values: Any, source: str) -> Entries:
     values = _checked(values, {"joints", "key", "conversion", "scale", "offset"}, {"joints"}, source)
+    _check_kinds(values, {"key": str}, source)
     joints, name = values["joints"], values.get("conversion")
     if not isinstance(joints, list) or not all(joint is None or isinstance(joint, str) for joint in joints):
         raise ConfigError(f"{source} has joints {joints!r}; expected a list of names, or null for an entry of none.")
@@ -89,7 +89,7 @@ def _entries(values: Any, source: str) -> Entries:
             f"{source} has conversion {name!r}; expected one of {sorted(CONVERSIONS)}, or instead scale and offset."
         )
     conversion = CONVERSIONS[name] if name is not None else _affine(values, source)
-    return Entries(tuple(joints), str(values.get("key", "")), conversion)
+    return Entries(tuple(joints), values.get("key", ""), conversion)
 
 
 def _affine(values: Mapping[str, Any], source: str) -> Conversion:
@@ -101,6 +101,12 @@ def _affine(values: Mapping[str, Any], source: str) -> Conversion:
             raise ConfigError(f"{source} has {name} {value!r}; expected a number, or one for each joint.")
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return Affine(**lists) if lists else UNCHANGED
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], source: str) -> None:
+    for name, kind in kinds.items():
+        if name in values and not isinstance(values[name], kind):
+            raise ConfigError(f"{source} has {name} {values[name]!r}; expected a {kind.__name__.lower()}.")
 
 
 def _checked(values: Any, known: set[str], needed: set[str], source: str) -> dict[str, Any]:

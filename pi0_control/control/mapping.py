@@ -232,19 +232,22 @@ class EnvironmentMapping:
                 yield f"joint {name!r} rests at {value:.4g}, expected within the action space's [{low:.4g}, {high:.4g}]"
 
 
-def read_layout(observation: Any, layout: Layout, robot: RobotSpec, may_lack_images: bool = False) -> dict[str, Any]:
-    """What :meth:`EnvironmentMapping.observation` does; with ``may_lack_images`` missing ones are left out."""
+def read_layout(
+    observation: Any, layout: Layout, robot: RobotSpec, may_lack_images: bool = False, prompt: str = ""
+) -> dict[str, Any]:
+    """What :meth:`EnvironmentMapping.observation` does.
+
+    With ``may_lack_images`` missing ones are left out; ``prompt`` is the instruction of observations without one.
+    """
     state = _state(observation, layout, robot)
     pictures = {name: picture for name, picture in layout.pictures.items() if picture is not None}
     if may_lack_images:
         pictures = {name: each for name, each in pictures.items() if _find(observation, each.key) is not None}
     images = {name: _image(_get(observation, picture.key), name, picture) for name, picture in pictures.items()}
-    prompt: Any = layout.prompt
-    if layout.prompt_key is not None:
-        prompt = _get(observation, layout.prompt_key)
-    elif state.ndim > 1:
-        prompt = [prompt] * len(state)
-    return {"images": images, "state": state, "prompt": prompt}
+    key, instruction = layout.prompt_key, prompt or layout.prompt
+    if key is not None and not (prompt and _find(observation, key) is None):
+        return {"images": images, "state": state, "prompt": _get(observation, key)}
+    return {"images": images, "state": state, "prompt": instruction if state.ndim == 1 else [instruction] * len(state)}
 
 
 def write_entries(targets: NDArray[np.float64], entries: Entries, robot: RobotSpec) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """RemotePolicy: a policy that is computed elsewhere."""
 
+import operator
 import os
 import ssl
 import time
@@ -21,9 +22,11 @@ from pi0_control.serving.codec import pack, unpack
 from pi0_control.serving.link import Link
 from pi0_control.serving.messages import (
     API_KEY_VARIABLE,
+    MAX_SEED,
     Announcement,
     Request,
     WriteObservation,
+    check_api_key,
     read_chunk,
     write_observation,
     write_request,
@@ -76,6 +79,8 @@ class RemotePolicy:
         if not (deadline_s > 0 and connect_s > 0):
             raise ConfigError(f"deadline_s is {deadline_s} and connect_s {connect_s}; expected above zero.")
         api_key = os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
+        if api_key:
+            check_api_key(api_key)
         self.deadline_s = deadline_s
         self._write = write
         self._seed: int | None = None
@@ -159,9 +164,20 @@ class RemotePolicy:
         ]
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode; a seed goes to the server with the next observation, None lets its noise run on."""
-        if seed is not None:
-            self._seed = seed
+        """Start an episode; a seed goes to the server with the next observation, None lets its noise run on.
+
+        Raises:
+            ConfigError: the seed is no whole number from 0 to below 2^63.
+        """
+        if seed is None:
+            return
+        try:
+            number = operator.index(seed)
+        except TypeError:
+            number = -1
+        if not 0 <= number < MAX_SEED:
+            raise ConfigError(f"The seed is {seed!r}; expected a whole number from 0 to below 2^63.")
+        self._seed = number
 
     def close(self) -> None:
         """Leave the server."""

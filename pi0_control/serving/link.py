@@ -6,12 +6,14 @@ import ssl
 import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 from websockets.protocol import State
+from websockets.uri import parse_uri
 
 from pi0_control.errors import ConfigError, RemoteError
 
@@ -25,7 +27,8 @@ class Link:
     """Connects when it is used, and again after a connection broke, with growing pauses.
 
     A connection whose reply did not come in time is thrown away, and with it the reply, should it come later. Its event
-    loop has a thread of its own, so that the server's pings are answered between requests too.
+    loop has a thread of its own, so that the server's pings are answered between requests too; the child of a fork
+    has no such thread, and no link.
 
     Args:
         url: ``ws://host:port`` or ``wss://host:port``.
@@ -47,9 +50,10 @@ class Link:
         self._turn = asyncio.Lock()
         self._pauses = _pauses()
         self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_run, args=(self._loop,), name=f"link to {url}", daemon=True)
-        thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._loop, thread, self._open)
+        self._thread = threading.Thread(target=_run, args=(self._loop,), name=f"link to {url}", daemon=True)
+        self._thread.start()
+        self._gate = threading.Lock()  # between what begins and the end
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._thread, self._open, self._gate)
 
     def greet(self, deadline_s: float) -> bytes:
         """The frame the server begins with.
@@ -74,20 +78,31 @@ class Link:
         return reply
 
     def close(self) -> None:
-        """Leave; nothing can be asked any more."""
+        """Leave; nothing can be asked any more, and who waits for an answer hears so."""
         self._finalizer()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._finalizer.alive:
-            work.close()
-            raise RemoteError(
-                f"The link to {self.url} was closed; expected none of its methods to be called after that."
-            )
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self._begin(work)
         try:
             return future.result()
+        except CancelledError as error:
+            raise RemoteError(f"The link to {self.url} was closed before the answer came.") from error
         except BaseException:  # such as KeyboardInterrupt
             future.cancel()
+            raise
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            if self._finalizer.alive and not self._thread.is_alive():
+                raise RemoteError(f"The link to {self.url} is another process's; expected one made after the fork.")
+            with self._gate:
+                if not self._finalizer.alive:
+                    raise RemoteError(
+                        f"The link to {self.url} was closed; expected none of its methods to be called after that."
+                    )
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RemoteError:
+            work.close()
             raise
 
     async def _within(self, deadline_s: float, request: bytes | None) -> bytes | str | None:
@@ -170,7 +185,9 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        parse_uri(url)
+        (parts.hostname or "").encode("idna")  # as it is looked up: no label empty or too long
+    except (InvalidURI, ValueError):
         is_url = False
     if not is_url:
         raise ConfigError(f"The policy server is {url!r}; expected ws://HOST:PORT or wss://HOST:PORT.")
@@ -181,21 +198,29 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(asyncio.sleep(0))  # transports close
     finally:
         loop.close()
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, connections: list[ClientConnection]) -> None:
+def _stop(
+    loop: asyncio.AbstractEventLoop,
+    thread: threading.Thread,
+    connections: list[ClientConnection],
+    gate: threading.Lock,
+) -> None:
     def stop() -> None:
         for connection in connections:
             connection.transport.abort()
         loop.stop()
 
-    loop.call_soon_threadsafe(stop)
+    if not thread.is_alive():  # after a fork
+        return
+    with gate:  # what was begun before is cancelled, what comes later is told
+        loop.call_soon_threadsafe(stop)
     if threading.current_thread() is not thread:  # garbage is collected in any thread
         thread.join()

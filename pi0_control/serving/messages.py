@@ -21,6 +21,7 @@ OURS = "pi0_control"
 PROTOCOL_VERSION = 1
 OBSERVATION_KEYS, PREFIX_KEYS = ("images", "state", "prompt"), ("actions", "delay", "end")
 API_KEY_VARIABLE = "PI0_API_KEY"
+MAX_SEED = 2**63
 
 ReadObservation = Callable[[Mapping[str, Any]], Observation]
 WriteObservation = Callable[[Observation], dict[str, Any]]
@@ -100,6 +101,15 @@ class Announcement:
         return announcement
 
 
+def check_api_key(key: str) -> None:
+    """Raise ConfigError, which does not show it, if a key would not arrive in an HTTP header as it is."""
+    if not (key and key.isascii() and key.isprintable() and key == key.strip()):
+        raise ConfigError(
+            "The API key is empty, begins or ends with a space or has characters that no HTTP header may have; "
+            "expected printable ASCII."
+        )
+
+
 @dataclass(frozen=True)
 class Request:
     """What a client asks: arguments of ``Policy.infer``, and the seed of the ``Policy.reset`` before it, if any."""
@@ -117,21 +127,20 @@ def read_request(message: Mapping[str, Any], read: ReadObservation) -> Request:
         ObservationError: something is missing or not as expected.
     """
     prefix, noise, seed = (message.get(key) for key in ("prefix", "noise", "seed"))
-    if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
+    if seed is not None and not (type(seed) is int and 0 <= seed < MAX_SEED):
         raise ObservationError(f"The seed is {seed!r:.80}; expected a whole number of 0 or more.")
-    return Request(
-        read(message),
-        None if prefix is None else _read_prefix(prefix),
-        None if noise is None else _floats(noise, "noise"),
-        seed,
-    )
+    drawn = None if noise is None else _floats(noise, "noise")
+    if drawn is not None and not np.isfinite(drawn).all():
+        raise ObservationError("The noise is not finite; expected numbers as the policy would draw them.")
+    return Request(read(message), None if prefix is None else _read_prefix(prefix), drawn, seed)
 
 
 def write_request(request: Request, write: WriteObservation) -> dict[str, Any]:
     """The message of a request; keys of our own are there only where they say something."""
     message = write(request.observation)
     if request.prefix is not None:
-        message["prefix"] = {key: getattr(request.prefix, key) for key in PREFIX_KEYS}
+        values = {key: getattr(request.prefix, key) for key in PREFIX_KEYS}
+        message["prefix"] = {key: each.item() if isinstance(each, np.generic) else each for key, each in values.items()}
     if request.noise is not None:
         message["noise"] = np.asarray(request.noise, np.float32)
     return message if request.seed is None else {**message, "seed": request.seed}

@@ -27,6 +27,7 @@ from pi0_control.serving.messages import (
     Announcement,
     ReadObservation,
     WriteChunk,
+    check_api_key,
     read_observation,
     read_request,
     write_chunk,
@@ -37,6 +38,7 @@ from pi0_control.types import ActionChunk
 LOG = logging.getLogger(__name__)
 WARM_UP_IMAGE = (224, 224, 3)
 MAX_REASON = 2000  # characters; it may quote what the client sent
+MAX_HANDSHAKE_S = 10.0  # to open or to close
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ class ServerConfig:
         host, port: where to listen; port 0 takes a free one.
         api_key: what clients must send as ``Authorization: Api-Key KEY``; none asked if None.
         tls_cert, tls_key: PEM files for ``wss://``; the key may stand in the certificate's file.
-        prompt: the instruction where an observation has none; none if empty.
+        prompt: the ``prompt`` of a message that has none, before it is read; none if empty.
         max_frame_mb: longest message taken.
         max_clients: connections at a time.
-        ping_s: every so often a client is asked whether it is there, and so long it may take to answer.
+        ping_s: every so often a client is asked whether it is there, and so long it may take to answer, or to take
+            what is sent.
         drain_s: how long requests under way may take when the server stops.
     """
 
@@ -68,8 +71,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ConfigError(f"The port is {self.port}; expected 0 to 65535.")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise ConfigError("The API key is empty or has characters that no HTTP header may have; expected others.")
+        if self.api_key is not None:
+            check_api_key(self.api_key)
         if self.tls_key is not None and self.tls_cert is None:
             raise ConfigError("There is a TLS key and no certificate; expected both, or the certificate alone.")
         for name in ("max_frame_mb", "max_clients", "ping_s", "drain_s"):
@@ -96,6 +99,15 @@ class ServerConfig:
             files = " and ".join(str(file) for file in (self.tls_cert, self.tls_key) if file)
             raise ConfigError(f"{files}: not a certificate with its key in PEM: {error.strerror}.") from error
         return context
+
+
+class Connection(ServerConnection):
+    """A connection that ends where the other side does not take what is sent within ``ping_timeout``."""
+
+    async def drain(self) -> None:
+        """Wait until there is room for more to send; whoever sends is told ConnectionClosed if there never is."""
+        async with asyncio.timeout(self.ping_timeout):
+            await super().drain()
 
 
 class PolicyServer:
@@ -132,8 +144,10 @@ class PolicyServer:
         self._greeting = pack({**(metadata or {}), **own})
         self._tls = self.config.tls()
         self._worker = ThreadPoolExecutor(1, "policy")
+        self._clients: set[ServerConnection] = set()
         self._busy: set[ServerConnection] = set()
-        self._is_draining = False
+        self._jobs: set[asyncio.Future[tuple[ActionChunk, float]]] = set()  # in the worker or waiting for it
+        self._end: asyncio.Task[bool] | None = None
         self._server: Server
 
     async def __aenter__(self) -> "PolicyServer":
@@ -143,13 +157,16 @@ class PolicyServer:
             OSError: the address cannot be had.
         """
         config = self.config
+        handshake_s = min(MAX_HANDSHAKE_S, config.drain_s)
+        tls: dict[str, Any] = {"ssl": self._tls}
+        if self._tls is not None:
+            tls |= dict.fromkeys(("ssl_handshake_timeout", "ssl_shutdown_timeout"), handshake_s)
         try:
             await asyncio.get_running_loop().run_in_executor(self._worker, self._warm_up)
             self._server = await serve(
                 self._handle,
                 config.host,
                 config.port,
-                ssl=self._tls,
                 process_request=self._admit,
                 origins=[None],  # a web page in the operator's browser is no client
                 compression=None,
@@ -157,6 +174,10 @@ class PolicyServer:
                 max_queue=1,  # else a client could have many frames held in memory
                 ping_interval=config.ping_s,
                 ping_timeout=config.ping_s,
+                open_timeout=handshake_s,
+                close_timeout=handshake_s,
+                create_connection=Connection,
+                **tls,
             )
         except BaseException:
             self._worker.shutdown(wait=False, cancel_futures=True)
@@ -175,21 +196,31 @@ class PolicyServer:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def drain(self) -> bool:
-        """Listen no more, finish the requests under way, say goodbye; False if ``drain_s`` did not suffice."""
-        self._is_draining = True
+        """Listen no more, finish the requests under way, say goodbye; False if ``drain_s`` did not suffice.
+
+        After False the policy may still be computing, in a thread that Python waits for at its exit.
+        """
+        if self._end is None:
+            self._end = asyncio.create_task(self._drain())
+        return await asyncio.shield(self._end)
+
+    async def _drain(self) -> bool:
         self._server.close(close_connections=False)
-        idle = self._server.connections - self._busy
-        goodbyes = [asyncio.ensure_future(each.close(CloseCode.GOING_AWAY, "server stops")) for each in idle]
+        goodbyes = [each.close(CloseCode.GOING_AWAY, "server stops") for each in self._clients - self._busy]
         try:
             async with asyncio.timeout(self.config.drain_s):
                 await asyncio.gather(*goodbyes)
                 await self._server.wait_closed()
+                while self._jobs:  # of clients that went away
+                    await asyncio.wait(self._jobs)
         except TimeoutError:
-            LOG.error("%d requests were still under way after %g s", self.metrics.waiting, self.config.drain_s)
-            for connection in self._server.connections:
+            under_way = max(len(self._busy), len(self._jobs))
+            for connection in self._clients:
                 connection.transport.abort()
             await self._server.wait_closed()
-            return False
+            if under_way:
+                LOG.error("%d requests were still under way after %g s", under_way, self.config.drain_s)
+            return not under_way
         finally:
             self._worker.shutdown(wait=False, cancel_futures=True)
         return True
@@ -226,53 +257,56 @@ class PolicyServer:
     # websocket
 
     async def _handle(self, connection: ServerConnection) -> None:
-        self.metrics.clients += 1
+        self._clients.add(connection)
+        self.metrics.clients = len(self._clients)
         try:
             await connection.send(self._greeting)
             await self._converse(connection)
         except ConnectionClosed as error:
             LOG.info("%s is gone: %s", connection.remote_address, error)
         finally:
-            self.metrics.clients -= 1
+            self._clients.discard(connection)
+            self.metrics.clients = len(self._clients)
             self._busy.discard(connection)
 
     async def _converse(self, connection: ServerConnection) -> None:
         """Request, reply, request, reply, until the client leaves, does something wrong or the server stops."""
         previous_s: float | None = None
-        while not self._is_draining:
+        while self._end is None:
             frame = await connection.recv()
             started_s = time.perf_counter()
             self._busy.add(connection)
-            reply = await self._answer(connection, frame)
+            reply = await self._answer(connection, frame, previous_s)
             if isinstance(reply, str):
                 await connection.send(reply)
                 await connection.close(CloseCode.INTERNAL_ERROR, "the reason is in the frame before")
                 return
-            if previous_s is not None:
-                reply["server_timing"]["prev_total_ms"] = 1000 * previous_s
-            await connection.send(pack(reply))
+            await connection.send(reply)
             self._busy.discard(connection)
             previous_s = time.perf_counter() - started_s
             self.metrics.request.observe(previous_s)
         await connection.close(CloseCode.GOING_AWAY, "server stops")
 
-    async def _answer(self, connection: ServerConnection, frame: str | bytes) -> dict[str, Any] | str:
-        """The reply, or why there is none.
+    async def _answer(self, connection: ServerConnection, frame: str | bytes, previous_s: float | None) -> bytes | str:
+        """The reply, or why there is none; ``previous_s`` is what the one before took in all, if there was one.
 
         Raises:
             ConnectionClosed: nobody is left to hear it.
         """
         outcome = "failed"
-        self.metrics.waiting += 1
         try:
-            reply = await self._infer(connection, frame)
+            chunk, timing = await self._infer(connection, frame)
+            if previous_s is not None:
+                timing["prev_total_ms"] = 1000 * previous_s
+            reply = self._reply(chunk, timing)
             outcome = "answered"
             return reply
         except Pi0Error as error:
             if isinstance(error, FrameError | ObservationError | ConfigError):
                 outcome = "refused"
-            LOG.warning("%s: %s", connection.remote_address, error)
-            return f"{type(error).__name__}: {error}"[:MAX_REASON]
+            reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            LOG.warning("%s: %s", connection.remote_address, reason)
+            return reason
         except ConnectionClosed:
             outcome = "abandoned"
             raise
@@ -280,29 +314,48 @@ class PolicyServer:
             LOG.exception("%s: the policy failed", connection.remote_address)
             return f"{type(error).__name__} in the policy; the server's log has the traceback."
         finally:
-            self.metrics.waiting -= 1
             self.metrics.requests[outcome] += 1
 
-    async def _infer(self, connection: ServerConnection, frame: str | bytes) -> dict[str, Any]:
-        """The reply; the request is taken out of the queue if its client goes away."""
+    async def _infer(self, connection: ServerConnection, frame: str | bytes) -> tuple[ActionChunk, dict[str, float]]:
+        """The chunk and our part of its timing; the request is taken out of the queue if its client goes away."""
         if isinstance(frame, str):
             raise FrameError("The message is text; expected a binary frame.")
         arrived_s = time.perf_counter()
         message = {"prompt": self.config.prompt, **unpack(frame)} if self.config.prompt else unpack(frame)
-        inference = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, message)
+        work = self._worker.submit(self._compute, message)
+        job = asyncio.wrap_future(work)
+        self._count(job)
         gone = asyncio.ensure_future(connection.wait_closed())
-        both: set[asyncio.Future[Any]] = {inference, gone}
         try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not inference.done():
+            await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not job.done():
                 raise connection.protocol.close_exc
-            chunk, infer_s = inference.result()
+            chunk, infer_s = job.result()
         finally:
-            inference.cancel()
+            work.cancel()  # which leaves alone what is being computed: job ends when that does
             gone.cancel()
         self.metrics.inference.observe(infer_s)
         queue_s = time.perf_counter() - arrived_s - infer_s
-        return {**self._write(chunk), "server_timing": {"infer_ms": 1000 * infer_s, "queue_ms": 1000 * queue_s}}
+        return chunk, {"infer_ms": 1000 * infer_s, "queue_ms": 1000 * queue_s}
+
+    def _count(self, job: asyncio.Future[tuple[ActionChunk, float]]) -> None:
+        """Among those under way until it is done, whether or not its client is still there."""
+
+        def end(job: asyncio.Future[tuple[ActionChunk, float]]) -> None:
+            self._jobs.discard(job)
+            self.metrics.waiting = len(self._jobs)
+            if not job.cancelled():
+                job.exception()  # else asyncio would complain of one that nobody waited for
+
+        self._jobs.add(job)
+        self.metrics.waiting = len(self._jobs)
+        job.add_done_callback(end)
+
+    def _reply(self, chunk: ActionChunk, timing: Mapping[str, float]) -> bytes:
+        try:
+            return pack({**self._write(chunk), "server_timing": timing})
+        except FrameError as error:  # not of the client's
+            raise TypeError(f"What write makes of a chunk is no message: {error}") from error
 
     # in the worker
 
