@@ -28,6 +28,7 @@ from pi0_control.model.gemma import GemmaLayer, RMSNorm, make_norm
 from pi0_control.model.prefix_cache import PrefixCache
 from pi0_control.model.recompute import run_layer
 from pi0_control.model.siglip import Siglip
+from pi0_control.model.skeleton import skeletons
 from pi0_control.model.times import RandomFourierTime, SinCosTime
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Pi0(nn.Module):
     @classmethod
     def empty(cls, config: Pi0Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Pi0":
         """With weights of no particular value, as :meth:`cast` to ``dtype``, for those who load all of them."""
-        with torch.device("meta"):
+        with skeletons():
             model = cls(config)
         return model.cast(dtype).to_empty(device=device)
 

@@ -80,7 +80,8 @@ class Siglip(nn.Module):
             self.stem: nn.Module = conv_stem(config)
         else:
             self.stem = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
-        self.position = nn.Parameter(torch.randn(config.num_tokens, config.width) * config.width**-0.5)
+        self.position = nn.Parameter(torch.empty(config.num_tokens, config.width))
+        nn.init.normal_(self.position, std=config.width**-0.5)
         self.blocks = nn.ModuleList(SiglipBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(config.width, out_width)

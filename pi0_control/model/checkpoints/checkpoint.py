@@ -32,6 +32,7 @@ from pi0_control.model.checkpoints.torch_names import (
 )
 from pi0_control.model.config import Pi0Config
 from pi0_control.model.pi0 import Pi0
+from pi0_control.model.skeleton import skeletons
 
 Format = Literal["pi0_control", "openpi_torch", "openpi_jax", "lerobot"]
 CONFIG_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
@@ -196,7 +197,7 @@ def shapes_of(config: Pi0Config) -> dict[str, torch.Size]:
         CheckpointError: no machine has room for such sizes.
     """
     try:
-        with torch.device("meta"):
+        with skeletons():
             return {name: tensor.shape for name, tensor in Pi0(config).state_dict().items()}
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"The sizes of the model are beyond all bounds: {error}.") from error
