@@ -303,8 +303,10 @@ def test_a_client_that_does_not_take_its_replies_is_let_go() -> None:
             frames, end = client.protocol.data_to_send(), threading.Event()
             client.protocol.receive_data = lambda data: end.wait()  # type: ignore[assignment, method-assign, return-value]
             client.socket.sendall(b"".join(frames))
-            served.wait_until(lambda: served.server.metrics.clients == 0)
-            end.set()
+            try:
+                served.wait_until(lambda: served.server.metrics.clients == 0)
+            finally:
+                end.set()
         assert served.server.metrics.waiting == 0
 
 
