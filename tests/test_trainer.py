@@ -17,6 +17,7 @@ from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.model.pi0 import in_model_range
 from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import RunningStats
 from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
@@ -260,6 +261,51 @@ def test_statistics_are_those_of_normalised_targets(parts):
     assert targets[:, 0].std() == pytest.approx(1, abs=1e-3)
     assert not targets[:, 2].any()  # padding of the model
     assert np.abs(targets[:, 1]).max() < 1  # the gripper never moved: its spread is limited from below
+
+
+def with_actions(dataset: Dataset, actions: np.ndarray) -> Dataset:
+    """The dataset with other numbers in its actions, each of them repeated over joints."""
+    return replace(dataset, actions=np.tile(actions.astype(np.float32)[:, None], (1, dataset.actions.shape[1])))
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.005, 0.01, 0.05, 0.5])
+@pytest.mark.parametrize("norm", ["quantile", "z_score", "min_max"])
+def test_nothing_that_is_learned_explodes(norm, share: float):
+    rng, n = np.random.default_rng(0), 10_000
+    seldom = np.arange(n) < share * n
+    kinds = (
+        np.where(seldom, 0.0, 1.0),  # a gripper
+        np.where(seldom, 1e6, rng.normal(size=n)),
+        np.where(seldom, -0.5, 1e-4 * rng.normal(size=n)),
+        rng.standard_cauchy(n),
+        np.zeros(n),
+    )
+    values = np.stack([scale * kind for kind in kinds for scale in (1e-4, 1.0, 1e4)], axis=-1).astype(np.float32)
+    spread = training._Spread(values.shape[1])
+    for part in np.array_split(values, 3):
+        spread.update(part)
+    normalised = np.abs(spread.result().normalize(values, norm))
+    assert normalised.max() < 20
+    assert norm != "min_max" or normalised.max() <= 1 + 1e-6
+
+
+def test_a_policy_that_goes_by_the_whole_range_is_trained(demonstrations: Path, tmp_path: Path):
+    policy = run(replace(QUICK, steps=1), demonstrations, tmp_path, policy_config=replace(POLICY, norm="min_max"))
+    stats = policy.transforms.norm_stats.state
+    assert (stats.min[0], stats.max[0]) == pytest.approx((-0.5, 0.5), abs=0.1)
+    assert stats.max[1] - stats.min[1] == pytest.approx(1e-3)  # it never moved
+
+
+def test_of_ordinary_data_the_quantiles_are_the_bounds(parts):
+    dataset = parts[0]
+    config = replace(POLICY, action_space="joint_absolute", delta_mask=(False, False))
+    actions = np.random.default_rng(0).normal(size=len(dataset))
+    stats = compute_norm_stats(with_actions(dataset, actions), config, np.arange(len(dataset))).actions
+    chunks, is_pad = with_actions(dataset, actions).action_chunks(np.arange(len(dataset)), MODEL.action_horizon)
+    expected = RunningStats(2)
+    expected.update(chunks[~is_pad])
+    for name in ("mean", "std", "q01", "q99"):
+        np.testing.assert_array_equal(getattr(stats, name), getattr(expected.result(), name))
 
 
 def test_actions_behind_the_end_do_not_count(parts):

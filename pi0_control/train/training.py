@@ -39,6 +39,7 @@ Paths = Sequence[str | Path]
 MINI_TOKENIZER = POLICIES_DIR / "mini" / TOKENIZER_FILE
 
 _MIN_SPREAD = 1e-3  # a joint that hardly moves must not blow up when it is normalised
+_MIN_SHARE = 0.1  # nor one that seldom does: of its range, what is normalised to -1 to 1
 _FREE_TO_CHANGE = (
     "device",
     "gradient_checkpointing",
@@ -138,13 +139,16 @@ def train(
 
 
 def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[np.int64]) -> NormStats:
-    """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them."""
-    state, actions = RunningStats(dataset.states.shape[1]), RunningStats(len(config.commanded))
+    """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them.
+
+    Whatever the policy's normalisation, it makes each of these values less than 20 in magnitude.
+    """
+    state, actions = _Spread(dataset.states.shape[1]), _Spread(len(config.commanded))
     for part in np.array_split(frames, max(1, len(frames) // 4096)):
         state.update(policy_states(dataset.states[part], config))
         chunks, is_pad = dataset.action_chunks(part, config.model.action_horizon)
         actions.update(policy_actions(chunks, dataset.states[part], config)[~is_pad])
-    return NormStats(_with_spread(state.result()), _with_spread(actions.result()))
+    return NormStats(state.result(), actions.result())
 
 
 def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
@@ -160,12 +164,31 @@ def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
     return folder
 
 
-def _with_spread(stats: VectorStats) -> VectorStats:
-    """The statistics with a smallest spread, so that normalising never magnifies mere noise."""
-    assert stats.q01 is not None
-    assert stats.q99 is not None
-    missing = np.maximum(_MIN_SPREAD - (stats.q99 - stats.q01), 0) / 2
-    return VectorStats(stats.mean, np.maximum(stats.std, _MIN_SPREAD), stats.q01 - missing, stats.q99 + missing)
+class _Spread:
+    """Statistics of a stream of vectors [n, D] with a smallest spread, so that normalising blows nothing up."""
+
+    def __init__(self, dim: int) -> None:
+        self._stats = RunningStats(dim)
+        self._min, self._max = np.full(dim, np.inf), np.full(dim, -np.inf)
+
+    def update(self, values: NDArray[np.float32]) -> None:
+        self._stats.update(values)
+        self._min, self._max = np.minimum(self._min, values.min(0)), np.maximum(self._max, values.max(0))
+
+    def result(self) -> VectorStats:
+        stats = self._stats.result()
+        assert stats.q01 is not None
+        assert stats.q99 is not None
+        smallest = _MIN_SHARE * (self._max - self._min)
+        seldom = stats.q99 - stats.q01 < smallest  # as of a gripper that is closed in less than 1 % of the frames
+        low, high = _widened(np.where(seldom, self._min, stats.q01), np.where(seldom, self._max, stats.q99))
+        std = np.maximum(stats.std, np.maximum(smallest / 2, _MIN_SPREAD))
+        return VectorStats(stats.mean, std, low, high, *_widened(self._min, self._max))
+
+
+def _widened(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    missing = np.maximum(_MIN_SPREAD - (high - low), 0) / 2
+    return low - missing, high + missing
 
 
 def _start(
