@@ -379,6 +379,8 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
         TrainConfig(batch_size=0)
     with pytest.raises(ConfigError, match="keep_norm_stats is set without init"):
         run(QUICK, demonstrations, tmp_path, keep_norm_stats=True)
+    with pytest.raises(ConfigError, match="grounding_steps is 5 without grounding"):
+        run(replace(QUICK, grounding_steps=5), demonstrations, tmp_path)
     with pytest.raises(ConfigError, match="both or neither"):
         run(QUICK, demonstrations, tmp_path, policy_config=None)
     arm = RobotSpec.from_yaml("arm6")

@@ -20,6 +20,7 @@ from pi0_control.types import Observation
 
 Indices = NDArray[np.int64]
 _ENCODE_AT_ONCE = 64
+_ON_THE_ARM = ("wrist", "hand")
 
 
 class Draws:
@@ -57,8 +58,10 @@ class Draws:
 
 
 def wrist_cameras(config: PolicyConfig) -> tuple[str, ...]:
-    """The robot's cameras in the slots of wrist cameras."""
-    return tuple(camera for slot, camera in config.cameras.items() if camera is not None and "wrist" in slot)
+    """The cameras whose name has "wrist" or "hand" in it; where there is none, those in the slots of wrist cameras."""
+    seen = {slot: camera for slot, camera in config.cameras.items() if camera is not None}
+    named = tuple(camera for camera in seen.values() if any(word in camera.lower() for word in _ON_THE_ARM))
+    return named or tuple(camera for slot, camera in seen.items() if "wrist" in slot)
 
 
 class FrameImages:

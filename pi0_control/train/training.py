@@ -98,6 +98,8 @@ def train(
         raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
     if keep_norm_stats and init is None:
         raise ConfigError("keep_norm_stats is set without init; expected a policy to start from, whose they are.")
+    if config.grounding_steps not in (0, TrainConfig.grounding_steps) and not grounding_roots:
+        raise ConfigError(f"grounding_steps is {config.grounding_steps} without grounding; expected random scenes.")
     if not config.steps and not (grounding_roots and config.grounding_steps):
         raise ConfigError("Nothing to train: steps is 0 and there is no grounding; expected steps above 0.")
     with join_world(config) as world, _open_folder(out, resume, world) as folder:
@@ -220,7 +222,11 @@ def _start(
 
 def _wrists_optional(config: PolicyConfig) -> PolicyConfig:
     """The policy, accepting observations without a wrist camera; unchanged where there would be none left to need."""
-    needed = set(config.required_cameras) - set(wrist_cameras(config))
+    wrists = wrist_cameras(config)
+    if not wrists:
+        seen = [camera for camera in config.cameras.values() if camera is not None]
+        raise ConfigError(f"camera_dropout masks wrist cameras, and the policy has none; it looks through {seen}.")
+    needed = set(config.required_cameras) - set(wrists)
     optional = tuple(camera for camera in config.cameras.values() if camera is not None and camera not in needed)
     return replace(config, optional_cameras=optional) if needed else config
 
