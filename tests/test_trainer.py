@@ -1,11 +1,13 @@
 """The trainer's laws: it learns, it resumes as if it had not stopped, and it trains on what the policy will see."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich
@@ -314,6 +316,47 @@ def test_actions_behind_the_end_do_not_count(parts):
     targets = stage.targets(np.array([5, 4, 0]), World())  # 6 frames per episode
     assert (7 * targets.action_shares).round().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     assert targets.positions[0, 0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
+
+
+@pytest.fixture
+def without_grip(demonstrations: Path, tmp_path: Path) -> Path:
+    """The demonstrations with actions of the first joint alone, as LIBERO has fewer actions than states."""
+    root = tmp_path / "narrow"
+    shutil.copytree(demonstrations, root)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    info["features"]["action"] |= {"shape": [1], "names": ["swing"]}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    for file in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        swing = pa.array([action[0] for action in table["action"].to_pylist()], pa.float32())
+        pq.write_table(table.set_column(table.column_names.index("action"), "action", swing), file)
+    return root
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_joints_without_an_action_do_not_count(parts, without_grip: Path, narrow: bool):
+    whole, images, transforms = parts
+    config = replace(POLICY, uncommanded=("grip",))
+    dataset = Dataset.open(without_grip) if narrow else whole
+    norm_stats = compute_norm_stats(dataset, config, np.arange(len(dataset)))
+    np.testing.assert_array_equal(norm_stats.actions.mean, transforms.norm_stats.actions.mean[:1])
+    stage = FlowStage(dataset, images, PolicyTransforms(config, norm_stats, transforms.tokenizer), QUICK)
+    indices = np.array([0, 7, 11])
+    targets = stage.targets(indices, World())
+    assert targets.joints == 1
+    np.testing.assert_allclose(stage._action_error(targets.actions, indices), 0, atol=1e-6)
+
+
+def test_a_dataset_without_some_actions_is_trained_on(without_grip: Path, tmp_path: Path):
+    with pytest.raises(DatasetError, match="action of 1 numbers; the policy's robot has 2"):
+        run(QUICK, without_grip, tmp_path / "out")
+    policy = run(
+        replace(QUICK, steps=1), without_grip, tmp_path / "out", policy_config=replace(POLICY, uncommanded=("grip",))
+    )
+    assert policy.config.commanded == (0,)
+    swapped = replace(POLICY, uncommanded=("swing",), delta_mask=(False, False), action_space="joint_absolute")
+    with pytest.raises(DatasetError, match=r"action of \['swing'\]; the policy's robot has \['grip'\]"):
+        run(QUICK, without_grip, tmp_path / "other", policy_config=swapped)
 
 
 def test_validation_does_not_depend_on_how_frames_fall_into_batches(parts, monkeypatch: pytest.MonkeyPatch):

@@ -24,7 +24,7 @@ from pi0_control.policy.pretrained import CONFIG_FILE, POLICIES_DIR, TOKENIZER_F
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
 from pi0_control.train import layout
-from pi0_control.train.batches import split_episodes, wrist_cameras
+from pi0_control.train.batches import split_episodes, with_all_joints, wrist_cameras
 from pi0_control.train.cache import decode_images, fingerprint
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
@@ -145,6 +145,7 @@ def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[n
 
     Whatever the policy's normalisation, it makes each of these values less than 20 in magnitude.
     """
+    dataset = with_all_joints(dataset, config)
     state, actions = _Spread(dataset.states.shape[1]), _Spread(len(config.commanded))
     for part in np.array_split(frames, max(1, len(frames) // 4096)):
         state.update(policy_states(dataset.states[part], config))
@@ -241,8 +242,11 @@ def _prepare(model: Pi0, config: TrainConfig) -> None:
 
 
 def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
-    joints, root = config.robot.joint_names, dataset.roots[0]
+    root = dataset.roots[0]
     for feature, values in ((layout.STATE, dataset.states), (layout.ACTION, dataset.actions)):
+        joints = config.robot.joint_names
+        if feature == layout.ACTION and values.shape[1] == len(config.commanded):
+            joints = tuple(joints[index] for index in config.commanded)
         if values.shape[1] != len(joints):
             raise DatasetError(
                 f"{root} has {feature} of {values.shape[1]} numbers; the policy's robot has {len(joints)}."
