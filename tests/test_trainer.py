@@ -106,8 +106,11 @@ def test_gradients_that_are_not_finite_spare_the_last_checkpoint(
         return result
 
     monkeypatch.setattr(FlowStage, "losses", exploding)
-    with pytest.raises(DatasetError, match=r"grad_norm is (inf|nan) at step 6 of stage 'policy'; expected a finite"):
+    with pytest.raises(
+        DatasetError, match=r"grad_norm is (inf|nan) at step 6 of stage 'policy'; .* with --init (.*)\.$"
+    ):
         run(QUICK, demonstrations, tmp_path)
+    run(replace(QUICK, steps=1), demonstrations, tmp_path / "other", policy_config=None, init=tmp_path)
     checkpoint = RunFolder(tmp_path).load()
     assert checkpoint.step == 3
     assert all(value.isfinite().all() for value in (*checkpoint.learner.values(), *checkpoint.averaged.values()))
@@ -433,7 +436,7 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
     swapped = replace(POLICY, robot=replace(ROBOT, joints=ROBOT.joints[::-1]))
     with pytest.raises(DatasetError, match=r"\['swing', 'grip'\]; the policy's robot has \['grip', 'swing'\]"):
         run(QUICK, demonstrations, tmp_path, policy_config=swapped)
-    with pytest.raises(DatasetError, match="finite"):
+    with pytest.raises(DatasetError, match=r"finite number\. .* at a lower learning rate\.$"):
         run(replace(QUICK, steps=3, learning_rate=1e30, clip_norm=1e30), demonstrations, tmp_path)
 
 

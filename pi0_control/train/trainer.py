@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pi0_control.errors import CheckpointError, DatasetError
+from pi0_control.policy.pretrained import CONFIG_FILE
 from pi0_control.train.batches import Draws
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.distributed import World
@@ -174,12 +175,17 @@ class Trainer:
             if not math.isfinite(scores[name]):
                 raise DatasetError(
                     f"The {name} is {scores[name]} at step {self._step} of stage {stage.name!r}; expected a finite "
-                    "number: lower the learning rate or look at the data."
+                    "number. Resuming would meet it again: look at the data, or train into another folder at a lower "
+                    f"learning rate{self._where_to_go_on_from()}."
                 )
         rate = learning_rate(self.config, self._step - 1, stage.steps)
         self._folder.log.add(stage.name, self._step, {"learning_rate": rate, **scores})
         text = f"loss {scores['loss']:.4f}  {scores['samples_per_s']:.0f} samples/s"
         self._progress.update(bar, scores=text)
+
+    def _where_to_go_on_from(self) -> str:
+        path = self._folder.path
+        return f", from the last policy of this run with --init {path}" if (path / CONFIG_FILE).exists() else ""
 
     def _validate(self, stage: Stage) -> None:
         with self._autocast():
