@@ -24,7 +24,7 @@ from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.robot import RobotSpec
-from pi0_control.train import training
+from pi0_control.train import layout, training, v30
 from pi0_control.train.batches import Draws, FrameInputs, split_episodes
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
@@ -124,7 +124,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrat
     run(config, demonstrations, tmp_path)
     with pytest.raises(CheckpointError, match="holds a training run"):
         run(config, demonstrations, tmp_path)
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings or data: training\.seed was 0 and is 1; resume"):
         run(replace(config, seed=1), demonstrations, tmp_path, resume=True)
     unused = ("touch the {object} block",)  # without random scenes
     run(replace(config, threads=1), demonstrations, tmp_path, resume=True, templates=unused)
@@ -160,12 +160,39 @@ def test_a_run_is_not_resumed_with_another_tokenizer_or_other_actions(demonstrat
     run(config, data, out)
     run(config, data, out, resume=True)
     tokenizer.write_bytes(MINI_TOKENIZER.read_bytes() + b"\xe2\x12\x00")  # a field that means nothing
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings or data: tokenizer was '"):
         run(config, data, out, resume=True, tokenizer=tokenizer)
     for file in (data / "data").rglob("*.parquet"):
         table = pq.read_table(file)
         pq.write_table(table.drop(["action"]).append_column("action", table["observation.state"]), file)
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings or data: demonstrations\.actions was '"):
+        run(config, data, out, resume=True)
+
+
+def test_a_run_goes_on_with_the_same_data_elsewhere_but_not_with_other_words(demonstrations: Path, tmp_path: Path):
+    data, out, moved = tmp_path / "job_1" / "data", tmp_path / "out", tmp_path / "job_2" / "data"
+    shutil.copytree(demonstrations, data)
+    config = replace(QUICK, steps=1)
+    run(config, data, out)
+    shutil.copytree(data, moved, copy_function=shutil.copyfile)  # with the time of now
+    run(config, moved, out, resume=True)
+    renamed = moved.rename(moved.with_name("other"))  # other episodes would be held out
+    with pytest.raises(CheckpointError, match=r"demonstrations\.folders was \['data'\] and is \['other'\]"):
+        run(config, renamed, out, resume=True)
+    layout.write_tasks(data, [task.replace("red", "rad") for task in v30.read_tasks(data).values()])
+    with pytest.raises(CheckpointError, match=r"other settings or data: demonstrations\.tasks was '"):
+        run(config, data, out, resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_videos(demonstrations: Path, tmp_path: Path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(demonstrations, data)
+    config = replace(QUICK, steps=1)
+    run(config, data, out)
+    video = next((data / "videos").rglob("*.mp4"))
+    with video.open("ab") as file:
+        file.write(bytes(8))
+    with pytest.raises(CheckpointError, match=r"other settings or data: demonstrations\.images was '"):
         run(config, data, out, resume=True)
 
 

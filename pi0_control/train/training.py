@@ -25,7 +25,7 @@ from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
 from pi0_control.train import layout
 from pi0_control.train.batches import split_episodes, with_all_joints, wrist_cameras
-from pi0_control.train.cache import decode_images, fingerprint
+from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World, join_world
@@ -130,7 +130,7 @@ def train(
             stages,
             folder,
             world,
-            settings=_settings(config, transforms, [mark for _, _, mark in data], templates if grounding_roots else ()),
+            settings=_settings(config, transforms, [held for _, _, held in data], templates if grounding_roots else ()),
             on_checkpoint=_saver(config, transforms, dataset, camera_names, folder.path),
             show_progress=show_progress,
         )
@@ -264,8 +264,8 @@ def _images(
     camera_names: Mapping[str, str],
     cache_dir: str | Path | None,
     show_progress: bool,
-) -> tuple[NDArray[np.uint8], str]:
-    """Decoded images of the cameras the policy looks through, and their fingerprint."""
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Decoded images of the cameras the policy looks through, and what the dataset holds."""
     seen = [camera for camera in config.cameras.values() if camera is not None]
     unknown = [camera for camera in camera_names if camera not in seen]
     if unknown:
@@ -279,16 +279,46 @@ def _images(
             )
     size, folder = config.model.vision.image_size, cache_dir or dataset.roots[0].absolute().parent / ".cache"
     images = decode_images(dataset, cameras, size, folder, show_progress=show_progress)
-    return images, fingerprint(dataset, cameras, size)
+    return images, _contents(dataset, cameras)
 
 
-def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence[str], templates: Sequence[str]) -> str:
-    """Everything that the losses of a run depend on, as text."""
-    chosen = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
-    tokenizer = hashlib.sha256(transforms.tokenizer.serialized).hexdigest()
-    stats = asdict(transforms.norm_stats)
-    parts = [chosen, transforms.config.to_dict(), stats, tokenizer, list(marks), list(templates)]
-    return json.dumps(parts, sort_keys=True, default=np.ndarray.tolist)
+def _contents(dataset: Dataset, cameras: Sequence[str]) -> dict[str, Any]:
+    """What a dataset holds, for some cameras, wherever it lies and whenever it was copied there."""
+    spans = [[episode.images[camera] for camera in cameras] for episode in dataset.episodes]
+    sizes = {path: path.stat().st_size for path in {span.path for each in spans for span in each}}
+    images = [(span.column, span.from_s, sizes[span.path]) for each in spans for span in each]
+    hashed = {
+        "tasks": repr(dataset.tasks).encode(),
+        "task_index": dataset.task_index.tobytes(),
+        "states": dataset.states.tobytes(),
+        "actions": dataset.actions.tobytes(),
+        "positions": dataset.objects.tobytes(),
+        "targets": dataset.targets.tobytes(),
+        "images": repr(images).encode(),
+    }
+    return {
+        "folders": [root.absolute().name for root in dataset.roots],
+        "cameras": list(cameras),
+        "objects": list(dataset.object_names),
+        "episodes": len(dataset.episodes),
+        "lengths": [episode.length for episode in dataset.episodes],
+        **{name: hashlib.sha256(value).hexdigest() for name, value in hashed.items()},
+    }
+
+
+def _settings(
+    config: TrainConfig, transforms: PolicyTransforms, held: Sequence[dict[str, Any]], templates: Sequence[str]
+) -> str:
+    """Everything that the losses of a run depend on, as JSON; first what a user most likely changed."""
+    parts = {
+        "training": {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE},
+        **dict(zip(("demonstrations", "scenes"), held, strict=False)),
+        "templates": list(templates),
+        "tokenizer": hashlib.sha256(transforms.tokenizer.serialized).hexdigest(),
+        "policy": transforms.config.to_dict(),
+        "norm_stats": asdict(transforms.norm_stats),
+    }
+    return json.dumps(parts, default=np.ndarray.tolist)
 
 
 def _saver(
