@@ -438,6 +438,42 @@ def test_held_out_episodes_are_whole_and_reproducible(parts):
     assert not len(split_episodes(dataset, 0.0, seed=1)[1])
 
 
+def held_out(parts, fraction: float, seed: int, **folders: int) -> dict[str, set[int]]:
+    """Which episodes are held out of folders with so many episodes of one frame."""
+    names = [(name, index) for name, number in folders.items() for index in range(number)]
+    episodes = [replace(parts[0].episodes[0], root=Path(name), index=index, length=1) for name, index in names]
+    dataset = replace(parts[0], episodes=tuple(episodes), episode_index=np.arange(len(episodes)))
+    kept, chosen = split_episodes(dataset, fraction, seed)
+    assert sorted([*kept, *chosen]) == list(range(len(names)))
+    return {name: {names[place][1] for place in chosen if names[place][0] == name} for name in folders}
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.07, 0.25, 0.3, 0.6])
+def test_the_share_of_held_out_episodes_is_as_asked_for(parts, fraction: float):
+    for number in (17, 333):
+        for seed in range(2):
+            held = held_out(parts, fraction, seed, one=number, other=number)
+            for chosen in held.values():
+                assert abs(len(chosen) - fraction * number) <= 1
+            assert held["one"] != held["other"] or number == 17
+    assert held_out(parts, fraction, 0, one=333) != held_out(parts, fraction, 1, one=333)
+
+
+def test_what_was_learned_is_never_held_out_later(parts):
+    for seed in range(5):
+        for number in (2, 3, 10, 49, 100):
+            before = held_out(parts, 0.02, seed, first=number)["first"]
+            assert before
+            learned = set(range(number)) - before
+            for more in ({"first": number + 30}, {"first": number, "corrections": 7}, {"aaa": 60, "first": number}):
+                assert not held_out(parts, 0.02, seed, **more)["first"] & learned
+
+
+def test_one_episode_cannot_be_held_out(parts):
+    with pytest.raises(DatasetError, match="has 1 episode; expected two or more"):
+        held_out(parts, 0.02, 0, only=1)
+
+
 def test_the_learning_rate_rises_then_falls():
     config = TrainConfig(learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
