@@ -79,6 +79,21 @@ def test_a_frame_that_was_written_in_part_spoils_its_episode(tmp_path: Path, mon
             np.testing.assert_allclose(image[8, 8], shade(frame, slot)[0, 0], atol=6)
 
 
+def test_an_episode_is_discarded_where_nothing_can_be_written_any_more(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with writer(tmp_path) as recorder:
+        add(recorder, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, usual[1]))  # bytes of a file; as if the disk were full
+        try:
+            recorder.discard_episode()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert not list(tmp_path.rglob("*" + files.PARTIAL))
+        record(recorder, 3)
+    assert len(Dataset.open(tmp_path)) == 3
+
+
 class KilledError(BaseException):
     """Stands for the power going out; nothing in the package catches it."""
 
