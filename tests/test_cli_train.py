@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pi0_control import cli
-from pi0_control.cli.train import fresh_policy
+from pi0_control.cli.train import fresh_policy, how_to_try
 from pi0_control.policy.policy import Pi0Policy
 from pi0_control.robot import Joint, RobotSpec
 from pi0_control.train.config import TrainConfig
@@ -57,7 +57,9 @@ def test_a_model_fits_the_robot(own_robot: Path) -> None:
     assert (large.model.action_dim, large.model.max_token_len, large.prompt_format) == (32, 200, "pi05")
 
 
-def test_a_robot_of_ones_own_is_trained(own_robot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_robot_of_ones_own_is_trained(
+    own_robot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recorded = RobotSpec("own", JOINTS, ("cam_high", "side", "hand", "far"), 10.0)
     with DatasetWriter(tmp_path / "data", recorded, (), (32, 32)) as recorder:
         for _ in range(3):
@@ -69,8 +71,19 @@ def test_a_robot_of_ones_own_is_trained(own_robot: Path, tmp_path: Path, monkeyp
     with pytest.raises(SystemExit):
         pi0(monkeypatch, *common)  # no camera 'top'
     pi0(monkeypatch, *common, "--cameras", "top", "cam_high", "--freeze", "vision", "--lora", "language")
+    command = capsys.readouterr().out.strip().split("try it with  ")[1]
+    assert command == f"pi0 doctor {tmp_path / 'out'} --data {tmp_path / 'data'} --cameras top cam_high"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with suppress(SystemExit):  # whatever it finds
+        cli.main()
+    assert "Findings" in capsys.readouterr().out
     policy = Pi0Policy.from_pretrained(tmp_path / "out", robot=OWN)
     assert policy.config.provenance["training"]["config"]["freeze"] == ["vision"]
+
+
+def test_a_policy_of_the_bundled_robot_is_tried_in_simulation() -> None:
+    assert how_to_try("arm6", Path("out"), Path("data"), {}) == "pi0 eval --policy out"
+    assert how_to_try("own", Path("out"), Path("data"), {}) == "pi0 doctor out --data data"
 
 
 def test_a_policy_to_start_from_brings_its_robot(

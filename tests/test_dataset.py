@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recordings import LAYOUTS, OBJECTS, ROBOT, as_v21, record, record_three, shade, writer
+from recordings import LAYOUTS, OBJECTS, ROBOT, as_v21, packed, record, record_three, shade, writer
 
 from pi0_control.errors import DatasetError
 from pi0_control.train import layout
@@ -213,6 +213,31 @@ def test_data_files_of_different_columns_are_named(tmp_path: Path):
         record(recorder, 2)
     second = sorted((tmp_path / "data").rglob("*.parquet"))[1]
     pq.write_table(pq.read_table(second).drop_columns(["action"]), second)
+    with pytest.raises(DatasetError, match=r"have different columns: \['action'\] are not in all of them"):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64(), 2), pa.large_list(pa.float64())])
+def test_data_files_may_have_their_numbers_in_lists_of_other_types(tmp_path: Path, kind: pa.DataType):
+    packed(record_three(tmp_path))
+    expected = Dataset.open(tmp_path)
+    file = sorted((tmp_path / "data").rglob("*.parquet"))[0]
+    table = pq.read_table(file)
+    for name in ("observation.state", "action"):
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, pa.array(table[name].to_pylist(), kind))
+    pq.write_table(table, file)
+    got = Dataset.open(tmp_path)
+    np.testing.assert_array_equal(got.states, expected.states)
+    np.testing.assert_array_equal(got.actions, expected.actions)
+
+
+def test_data_files_of_types_that_do_not_go_together_are_named(tmp_path: Path):
+    packed(record_three(tmp_path))
+    file = sorted((tmp_path / "data").rglob("*.parquet"))[0]
+    table = pq.read_table(file)
+    index = table.column_names.index("action")
+    pq.write_table(table.set_column(index, "action", pa.array(["none"] * len(table))), file)
     with pytest.raises(DatasetError, match="have different columns"):
         Dataset.open(tmp_path)
 

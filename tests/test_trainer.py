@@ -1,11 +1,13 @@
 """The trainer's laws: it learns, it resumes as if it had not stopped, and it trains on what the policy will see."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich
@@ -17,11 +19,12 @@ from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.model.pi0 import in_model_range
 from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import RunningStats
 from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms
 from pi0_control.robot import RobotSpec
-from pi0_control.train import training
+from pi0_control.train import layout, training, v30
 from pi0_control.train.batches import Draws, FrameInputs, split_episodes
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
@@ -103,8 +106,11 @@ def test_gradients_that_are_not_finite_spare_the_last_checkpoint(
         return result
 
     monkeypatch.setattr(FlowStage, "losses", exploding)
-    with pytest.raises(DatasetError, match=r"grad_norm is (inf|nan) at step 6 of stage 'policy'; expected a finite"):
+    with pytest.raises(
+        DatasetError, match=r"grad_norm is (inf|nan) at step 6 of stage 'policy'; .* with --init (.*)\.$"
+    ):
         run(QUICK, demonstrations, tmp_path)
+    run(replace(QUICK, steps=1), demonstrations, tmp_path / "other", policy_config=None, init=tmp_path)
     checkpoint = RunFolder(tmp_path).load()
     assert checkpoint.step == 3
     assert all(value.isfinite().all() for value in (*checkpoint.learner.values(), *checkpoint.averaged.values()))
@@ -118,7 +124,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(demonstrat
     run(config, demonstrations, tmp_path)
     with pytest.raises(CheckpointError, match="holds a training run"):
         run(config, demonstrations, tmp_path)
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings or data: training\.seed was 0 and is 1; resume"):
         run(replace(config, seed=1), demonstrations, tmp_path, resume=True)
     unused = ("touch the {object} block",)  # without random scenes
     run(replace(config, threads=1), demonstrations, tmp_path, resume=True, templates=unused)
@@ -154,12 +160,39 @@ def test_a_run_is_not_resumed_with_another_tokenizer_or_other_actions(demonstrat
     run(config, data, out)
     run(config, data, out, resume=True)
     tokenizer.write_bytes(MINI_TOKENIZER.read_bytes() + b"\xe2\x12\x00")  # a field that means nothing
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings or data: tokenizer was '"):
         run(config, data, out, resume=True, tokenizer=tokenizer)
     for file in (data / "data").rglob("*.parquet"):
         table = pq.read_table(file)
         pq.write_table(table.drop(["action"]).append_column("action", table["observation.state"]), file)
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings or data: demonstrations\.actions was '"):
+        run(config, data, out, resume=True)
+
+
+def test_a_run_goes_on_with_the_same_data_elsewhere_but_not_with_other_words(demonstrations: Path, tmp_path: Path):
+    data, out, moved = tmp_path / "job_1" / "data", tmp_path / "out", tmp_path / "job_2" / "data"
+    shutil.copytree(demonstrations, data)
+    config = replace(QUICK, steps=1)
+    run(config, data, out)
+    shutil.copytree(data, moved, copy_function=shutil.copyfile)  # with the time of now
+    run(config, moved, out, resume=True)
+    renamed = moved.rename(moved.with_name("other"))  # other episodes would be held out
+    with pytest.raises(CheckpointError, match=r"demonstrations\.folders was \['data'\] and is \['other'\]"):
+        run(config, renamed, out, resume=True)
+    layout.write_tasks(data, [task.replace("red", "rad") for task in v30.read_tasks(data).values()])
+    with pytest.raises(CheckpointError, match=r"other settings or data: demonstrations\.tasks was '"):
+        run(config, data, out, resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_videos(demonstrations: Path, tmp_path: Path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(demonstrations, data)
+    config = replace(QUICK, steps=1)
+    run(config, data, out)
+    video = next((data / "videos").rglob("*.mp4"))
+    with video.open("ab") as file:
+        file.write(bytes(8))
+    with pytest.raises(CheckpointError, match=r"other settings or data: demonstrations\.images was '"):
         run(config, data, out, resume=True)
 
 
@@ -262,12 +295,98 @@ def test_statistics_are_those_of_normalised_targets(parts):
     assert np.abs(targets[:, 1]).max() < 1  # the gripper never moved: its spread is limited from below
 
 
+def with_actions(dataset: Dataset, actions: np.ndarray) -> Dataset:
+    """The dataset with other numbers in its actions, each of them repeated over joints."""
+    return replace(dataset, actions=np.tile(actions.astype(np.float32)[:, None], (1, dataset.actions.shape[1])))
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.005, 0.01, 0.05, 0.5])
+@pytest.mark.parametrize("norm", ["quantile", "z_score", "min_max"])
+def test_nothing_that_is_learned_explodes(norm, share: float):
+    rng, n = np.random.default_rng(0), 10_000
+    seldom = np.arange(n) < share * n
+    kinds = (
+        np.where(seldom, 0.0, 1.0),  # a gripper
+        np.where(seldom, 1e6, rng.normal(size=n)),
+        np.where(seldom, -0.5, 1e-4 * rng.normal(size=n)),
+        rng.standard_cauchy(n),
+        np.zeros(n),
+    )
+    values = np.stack([scale * kind for kind in kinds for scale in (1e-4, 1.0, 1e4)], axis=-1).astype(np.float32)
+    spread = training._Spread(values.shape[1])
+    for part in np.array_split(values, 3):
+        spread.update(part)
+    normalised = np.abs(spread.result().normalize(values, norm))
+    assert normalised.max() < 20
+    assert norm != "min_max" or normalised.max() <= 1 + 1e-6
+
+
+def test_a_policy_that_goes_by_the_whole_range_is_trained(demonstrations: Path, tmp_path: Path):
+    policy = run(replace(QUICK, steps=1), demonstrations, tmp_path, policy_config=replace(POLICY, norm="min_max"))
+    stats = policy.transforms.norm_stats.state
+    assert (stats.min[0], stats.max[0]) == pytest.approx((-0.5, 0.5), abs=0.1)
+    assert stats.max[1] - stats.min[1] == pytest.approx(1e-3)  # it never moved
+
+
+def test_of_ordinary_data_the_quantiles_are_the_bounds(parts):
+    dataset = parts[0]
+    config = replace(POLICY, action_space="joint_absolute", delta_mask=(False, False))
+    actions = np.random.default_rng(0).normal(size=len(dataset))
+    stats = compute_norm_stats(with_actions(dataset, actions), config, np.arange(len(dataset))).actions
+    chunks, is_pad = with_actions(dataset, actions).action_chunks(np.arange(len(dataset)), MODEL.action_horizon)
+    expected = RunningStats(2)
+    expected.update(chunks[~is_pad])
+    for name in ("mean", "std", "q01", "q99"):
+        np.testing.assert_array_equal(getattr(stats, name), getattr(expected.result(), name))
+
+
 def test_actions_behind_the_end_do_not_count(parts):
     dataset, images, transforms = parts
     stage = FlowStage(dataset, images, transforms, QUICK)
     targets = stage.targets(np.array([5, 4, 0]), World())  # 6 frames per episode
     assert (7 * targets.action_shares).round().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     assert targets.positions[0, 0].tolist() == pytest.approx(dataset.objects[5, 0].tolist())
+
+
+@pytest.fixture
+def without_grip(demonstrations: Path, tmp_path: Path) -> Path:
+    """The demonstrations with actions of the first joint alone, as LIBERO has fewer actions than states."""
+    root = tmp_path / "narrow"
+    shutil.copytree(demonstrations, root)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    info["features"]["action"] |= {"shape": [1], "names": ["swing"]}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    for file in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        swing = pa.array([action[0] for action in table["action"].to_pylist()], pa.float32())
+        pq.write_table(table.set_column(table.column_names.index("action"), "action", swing), file)
+    return root
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_joints_without_an_action_do_not_count(parts, without_grip: Path, narrow: bool):
+    whole, images, transforms = parts
+    config = replace(POLICY, uncommanded=("grip",))
+    dataset = Dataset.open(without_grip) if narrow else whole
+    norm_stats = compute_norm_stats(dataset, config, np.arange(len(dataset)))
+    np.testing.assert_array_equal(norm_stats.actions.mean, transforms.norm_stats.actions.mean[:1])
+    stage = FlowStage(dataset, images, PolicyTransforms(config, norm_stats, transforms.tokenizer), QUICK)
+    indices = np.array([0, 7, 11])
+    targets = stage.targets(indices, World())
+    assert targets.joints == 1
+    np.testing.assert_allclose(stage._action_error(targets.actions, indices), 0, atol=1e-6)
+
+
+def test_a_dataset_without_some_actions_is_trained_on(without_grip: Path, tmp_path: Path):
+    with pytest.raises(DatasetError, match="action of 1 numbers; the policy's robot has 2"):
+        run(QUICK, without_grip, tmp_path / "out")
+    policy = run(
+        replace(QUICK, steps=1), without_grip, tmp_path / "out", policy_config=replace(POLICY, uncommanded=("grip",))
+    )
+    assert policy.config.commanded == (0,)
+    swapped = replace(POLICY, uncommanded=("swing",), delta_mask=(False, False), action_space="joint_absolute")
+    with pytest.raises(DatasetError, match=r"action of \['swing'\]; the policy's robot has \['grip'\]"):
+        run(QUICK, without_grip, tmp_path / "other", policy_config=swapped)
 
 
 def test_validation_does_not_depend_on_how_frames_fall_into_batches(parts, monkeypatch: pytest.MonkeyPatch):
@@ -319,6 +438,42 @@ def test_held_out_episodes_are_whole_and_reproducible(parts):
     assert not len(split_episodes(dataset, 0.0, seed=1)[1])
 
 
+def held_out(parts, fraction: float, seed: int, **folders: int) -> dict[str, set[int]]:
+    """Which episodes are held out of folders with so many episodes of one frame."""
+    names = [(name, index) for name, number in folders.items() for index in range(number)]
+    episodes = [replace(parts[0].episodes[0], root=Path(name), index=index, length=1) for name, index in names]
+    dataset = replace(parts[0], episodes=tuple(episodes), episode_index=np.arange(len(episodes)))
+    kept, chosen = split_episodes(dataset, fraction, seed)
+    assert sorted([*kept, *chosen]) == list(range(len(names)))
+    return {name: {names[place][1] for place in chosen if names[place][0] == name} for name in folders}
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.07, 0.25, 0.3, 0.6])
+def test_the_share_of_held_out_episodes_is_as_asked_for(parts, fraction: float):
+    for number in (17, 333):
+        for seed in range(2):
+            held = held_out(parts, fraction, seed, one=number, other=number)
+            for chosen in held.values():
+                assert abs(len(chosen) - fraction * number) <= 1
+            assert held["one"] != held["other"] or number == 17
+    assert held_out(parts, fraction, 0, one=333) != held_out(parts, fraction, 1, one=333)
+
+
+def test_what_was_learned_is_never_held_out_later(parts):
+    for seed in range(5):
+        for number in (2, 3, 10, 49, 100):
+            before = held_out(parts, 0.02, seed, first=number)["first"]
+            assert before
+            learned = set(range(number)) - before
+            for more in ({"first": number + 30}, {"first": number, "corrections": 7}, {"aaa": 60, "first": number}):
+                assert not held_out(parts, 0.02, seed, **more)["first"] & learned
+
+
+def test_one_episode_cannot_be_held_out(parts):
+    with pytest.raises(DatasetError, match="has 1 episode; expected two or more"):
+        held_out(parts, 0.02, 0, only=1)
+
+
 def test_the_learning_rate_rises_then_falls():
     config = TrainConfig(learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
@@ -333,6 +488,8 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
         TrainConfig(batch_size=0)
     with pytest.raises(ConfigError, match="keep_norm_stats is set without init"):
         run(QUICK, demonstrations, tmp_path, keep_norm_stats=True)
+    with pytest.raises(ConfigError, match="grounding_steps is 5 without grounding"):
+        run(replace(QUICK, grounding_steps=5), demonstrations, tmp_path)
     with pytest.raises(ConfigError, match="both or neither"):
         run(QUICK, demonstrations, tmp_path, policy_config=None)
     arm = RobotSpec.from_yaml("arm6")
@@ -342,7 +499,7 @@ def test_wrong_options_are_named(demonstrations: Path, tmp_path: Path):
     swapped = replace(POLICY, robot=replace(ROBOT, joints=ROBOT.joints[::-1]))
     with pytest.raises(DatasetError, match=r"\['swing', 'grip'\]; the policy's robot has \['grip', 'swing'\]"):
         run(QUICK, demonstrations, tmp_path, policy_config=swapped)
-    with pytest.raises(DatasetError, match="finite"):
+    with pytest.raises(DatasetError, match=r"finite number\. .* at a lower learning rate\.$"):
         run(replace(QUICK, steps=3, learning_rate=1e30, clip_norm=1e30), demonstrations, tmp_path)
 
 

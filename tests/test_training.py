@@ -13,14 +13,16 @@ from tiny_training import MODEL, POLICY, QUICK, ROBOT, demonstrate, draw, lines,
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.model.parts import PARTS, part_of
+from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.policy import Pi0Policy
-from pi0_control.train.batches import Draws, FrameImages
+from pi0_control.train.batches import Draws, FrameImages, wrist_cameras
 from pi0_control.train.config import Part, TrainConfig
 from pi0_control.train.distributed import World
 from pi0_control.train.flow import FlowStage, FlowTargets, flow_losses
 from pi0_control.train.grounding import GroundingHead, Learner
 from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import update_average
+from pi0_control.train.training import _wrists_optional
 from pi0_control.types import Observation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,6 +199,26 @@ def test_wrist_cameras_are_not_turned_or_cropped(changes: dict[str, float]) -> N
     assert torch.equal(seen, augmented(**changes))
 
 
+@pytest.mark.parametrize(
+    ("cameras", "expected"),
+    [
+        (("wrist", "front"), ("wrist",)),
+        (("front", "side", "Wrist_left"), ("Wrist_left",)),
+        (("hand_right", "top", "hand_left"), ("hand_right", "hand_left")),
+        (("top", "left", "right"), ("left", "right")),
+        (("top",), ()),
+    ],
+)
+def test_wrist_cameras_are_those_that_say_so(cameras: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    config = PolicyConfig.for_robot(replace(ROBOT, cameras=cameras), replace(MODEL, num_cameras=len(cameras)))
+    assert wrist_cameras(config) == expected
+    if expected:
+        assert set(_wrists_optional(config).optional_cameras) == set(expected)
+    else:
+        with pytest.raises(ConfigError, match=r"the policy has none; it looks through \['top'\]"):
+            _wrists_optional(config)
+
+
 @pytest.mark.parametrize("name", ["brightness_jitter", "contrast_jitter", "saturation_jitter", "crop", "rotation_deg"])
 def test_every_image_is_changed_on_its_own(name: str) -> None:
     same = np.tile(np.random.default_rng(0).integers(60, 200, (1, 1, 16, 16, 3), np.uint8), (3, 2, 1, 1, 1))
@@ -234,6 +256,8 @@ def test_wrong_parts_are_named() -> None:
         ("expected one to be left", {"freeze": PARTS}),
         ("crop is 1.1", {"crop": 1.1}),
         ("lora_rank is 0", {"lora_rank": 0}),
+        ("lora_rank is 4 without lora", {"lora_rank": 4}),
+        (r"lora_alpha is 32\.0 without lora", {"lora_alpha": 32.0}),
     ]
     for message, changes in cases:
         with pytest.raises(ConfigError, match=message):

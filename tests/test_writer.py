@@ -1,5 +1,6 @@
 """The writer's laws: what was saved stays, however the recording ended."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from recordings import add, as_v21, record, record_three, shade, writer
 from pi0_control import files
 from pi0_control.errors import ConfigError, DatasetError
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.pictures import read_images
+from pi0_control.train.video import VideoWriter
 from pi0_control.train.writer import LOCK
 
 
@@ -48,6 +51,47 @@ def test_discarded_frames_leave_no_trace(tmp_path: Path):
         assert recorder.episode_length == 0
         record(recorder, 2)
     assert len(Dataset.open(tmp_path)) == 2
+
+
+def test_a_frame_that_was_written_in_part_spoils_its_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written, write = [], VideoWriter.write
+
+    def full(video: VideoWriter, image: np.ndarray) -> None:
+        written.append(image)
+        if len(written) == 6:  # frame 2 in the second camera
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(video, image)
+
+    monkeypatch.setattr(VideoWriter, "write", full)
+    with writer(tmp_path) as recorder:
+        with pytest.raises(OSError, match="No space left"):
+            add(recorder, 4)
+        with pytest.raises(DatasetError, match=r"Frame 2 of the episode could not be written in full; call discard"):
+            add(recorder, 1, first=2)
+        with pytest.raises(DatasetError, match=r"Frame 2 of the episode could not be written in full; call discard"):
+            recorder.save_episode("push the red block", (0,))
+        recorder.discard_episode()
+        record(recorder, 3)
+    episodes = Dataset.open(tmp_path).episodes
+    assert [episode.length for episode in episodes] == [3]
+    for slot, camera in enumerate(("top", "wrist")):
+        for frame, image in read_images(episodes, camera, 20):
+            np.testing.assert_allclose(image[8, 8], shade(frame, slot)[0, 0], atol=6)
+
+
+def test_an_episode_is_discarded_where_nothing_can_be_written_any_more(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with writer(tmp_path) as recorder:
+        add(recorder, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, usual[1]))  # bytes of a file; as if the disk were full
+        try:
+            recorder.discard_episode()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert not list(tmp_path.rglob("*" + files.PARTIAL))
+        record(recorder, 3)
+    assert len(Dataset.open(tmp_path)) == 3
 
 
 class KilledError(BaseException):

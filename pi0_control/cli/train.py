@@ -1,6 +1,7 @@
 """``pi0 train``."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,7 +30,7 @@ def train(
     cameras: dict[str, str] = {},  # noqa: B006  never changed
     resume: bool = False,
 ) -> None:
-    """Train a policy on recorded demonstrations; the result is a policy directory for ``pi0 eval --policy``.
+    """Train a policy on recorded demonstrations; the result is a policy directory, as every command takes it.
 
     On several GPUs: ``torchrun --nproc-per-node 4 --no-python pi0 train ... --device cuda``; they share each batch.
 
@@ -52,7 +53,7 @@ def train(
     if init and (robot or variant):
         raise ConfigError("--init brings its own robot and size; expected it without --robot and --variant.")
     try:
-        run(
+        policy = run(
             config,
             dataset,
             out,
@@ -69,7 +70,15 @@ def train(
             print(f"{out}: the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         raise
     if is_main_process():
-        print(f"{out}: try it with  pi0 eval --policy {out}")
+        print(f"{out}: try it with  {how_to_try(policy.config.robot.name, out, dataset[0], cameras)}")
+
+
+def how_to_try(robot: str, out: Path, data: Path, cameras: Mapping[str, str]) -> str:
+    """The command for a policy in ``out``: only the bundled robot can be simulated."""
+    if robot == "arm6":
+        return f"pi0 eval --policy {out}"
+    pairs = "".join(f" {camera} {name}" for camera, name in cameras.items())
+    return f"pi0 doctor {out} --data {data}" + (f" --cameras{pairs}" if cameras else "")
 
 
 def fresh_policy(robot: str | None, variant: Variant) -> "PolicyConfig":

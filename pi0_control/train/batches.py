@@ -1,6 +1,8 @@
 """Frames of a dataset as model inputs, without a line of Python per sample while training."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,10 +18,12 @@ from pi0_control.train.augment import saturate, turn_and_crop
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World
+from pi0_control.train.episode import Episode
 from pi0_control.types import Observation
 
 Indices = NDArray[np.int64]
 _ENCODE_AT_ONCE = 64
+_ON_THE_ARM = ("wrist", "hand")
 
 
 class Draws:
@@ -57,8 +61,10 @@ class Draws:
 
 
 def wrist_cameras(config: PolicyConfig) -> tuple[str, ...]:
-    """The robot's cameras in the slots of wrist cameras."""
-    return tuple(camera for slot, camera in config.cameras.items() if camera is not None and "wrist" in slot)
+    """The cameras whose name has "wrist" or "hand" in it; where there is none, those in the slots of wrist cameras."""
+    seen = {slot: camera for slot, camera in config.cameras.items() if camera is not None}
+    named = tuple(camera for camera in seen.values() if any(word in camera.lower() for word in _ON_THE_ARM))
+    return named or tuple(camera for slot, camera in seen.items() if "wrist" in slot)
 
 
 class FrameImages:
@@ -168,19 +174,48 @@ class FrameInputs:
         return inputs
 
 
+def with_all_joints(dataset: Dataset, config: PolicyConfig) -> Dataset:
+    """The dataset with one action per joint of the robot: 0 for joints without any, where only others have one."""
+    if dataset.actions.shape[1] == len(config.robot.joints):
+        return dataset
+    actions = np.zeros((len(dataset), len(config.robot.joints)), np.float32)
+    actions[:, list(config.commanded)] = dataset.actions
+    return replace(dataset, actions=actions)
+
+
 def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Frames to learn from and frames held out, by whole episodes chosen at random.
+    """Frames to learn from and frames held out, by whole episodes: one at random of each 1 / fraction in a row.
+
+    Which it is depends on the name of the episodes' folder, their place in it and the seed. So what was once learned is
+    never held out when episodes or folders are added.
 
     Raises:
         DatasetError: one episode, so that none can be held out.
     """
-    number = len(dataset.episodes)
-    held_out = max(1, round(fraction * number)) if fraction else 0
-    if held_out >= number:
-        raise DatasetError(f"The dataset has {number} episode; expected two or more, or a validation_fraction of 0.")
-    chosen = np.random.default_rng(seed).permutation(number)[:held_out]
+    chosen = _held_out(dataset.episodes, fraction, seed) if fraction else []
+    if len(chosen) == len(dataset.episodes):
+        raise DatasetError(
+            f"The dataset has {len(chosen)} episode; expected two or more, or a validation_fraction of 0."
+        )
     is_held_out = np.isin(dataset.episode_index, chosen)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _held_out(episodes: Sequence[Episode], fraction: float, seed: int) -> list[int]:
+    """Positions of the episodes that are held out; one at least."""
+    places = [(episode.root.absolute().name, episode.index) for episode in episodes]
+    chosen = []
+    for position, (folder, index) in enumerate(places):
+        row = math.floor(index * fraction)
+        start, end = math.ceil(row / fraction), math.ceil((row + 1) / fraction)
+        if index == start + int((end - start) * _draw(folder, start, seed)):
+            chosen.append(position)
+    return chosen or [min(range(len(places)), key=lambda position: _draw(*places[position], seed))]
+
+
+def _draw(folder: str, index: int, seed: int) -> float:
+    """A random number in [0, 1) of its own for every place in a folder."""
+    return float(np.random.default_rng([seed, index, *folder.encode()]).random())
 
 
 def evenly(frames: Indices, number: int) -> Indices:

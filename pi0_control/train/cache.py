@@ -1,5 +1,6 @@
 """Decoded images of a dataset in one memory-mapped file, at the size the model takes."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pi0_control.train.dataset import Dataset
 from pi0_control.train.episode import Episode
 from pi0_control.train.pictures import read_images
 
+LOCK = "decoding.lock"
 _VERSION = 1  # raise when the same videos would be decoded or resized to other pixels
 
 
@@ -33,7 +35,7 @@ def decode_images(
     """All frames of some cameras, resized with padding as the policy will see them.
 
     They are decoded once and kept in ``cache_dir`` under a name made from the dataset's files, the cameras and the
-    size, so a changed dataset is decoded anew.
+    size, so a changed dataset is decoded anew. One process decodes into a folder at a time, others wait for it.
 
     Args:
         dataset: N frames.
@@ -48,6 +50,7 @@ def decode_images(
 
     Raises:
         DatasetError: a camera the dataset does not have, or a file that is missing, broken or lacks images.
+        OSError: the disk has no room for the images.
     """
     unknown = [camera for camera in cameras if camera not in dataset.cameras]
     if unknown:
@@ -55,8 +58,9 @@ def decode_images(
     path = Path(cache_dir) / f"images-{size}px-{fingerprint(dataset, cameras, size)}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _progress(show_progress) as progress:
-            _build(dataset, cameras, path, size, progress, threads or os.cpu_count() or 1)
+        with files.lock_of(path.with_name(LOCK)).acquire(blocking=True), _progress(show_progress) as progress:
+            if not path.exists():  # else who had the lock before has decoded it
+                _build(dataset, cameras, path, size, progress, threads or os.cpu_count() or 1)
     return np.load(path, mmap_mode="r")
 
 
@@ -74,7 +78,10 @@ def fingerprint(dataset: Dataset, cameras: Sequence[str], size: int) -> str:
 
 
 def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, progress: Progress, threads: int) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}{files.PARTIAL}")
+    """Decode into ``path``; the folder is locked, so what is unfinished in it was left by a process that died."""
+    for left in path.parent.glob(f"images-*{files.PARTIAL}"):
+        left.unlink()
+    partial = path.with_name(path.name + files.PARTIAL)
     shape = (len(dataset), len(cameras), size, size, 3)
     jobs: dict[tuple[int, Path], list[Episode]] = {}  # one per file
     for episode in dataset.episodes:
@@ -82,6 +89,7 @@ def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, prog
             jobs.setdefault((slot, episode.images[camera].path), []).append(episode)
     try:
         out = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(partial)
         with ThreadPoolExecutor(threads) as pool:
             task = progress.add_task("decoding images", total=len(dataset) * len(cameras))
 
@@ -96,6 +104,21 @@ def _build(dataset: Dataset, cameras: Sequence[str], path: Path, size: int, prog
         files.publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take room on the disk for all of a sparse file; a mapped file that meets a full disk later kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that reserves nothing
+                return
+            needed = f"{error.strerror}; the decoded images take {size / 1e9:.1f} GB"
+            raise OSError(error.errno, needed, str(path)) from error
 
 
 def _progress(visible: bool) -> Progress:

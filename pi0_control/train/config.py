@@ -79,7 +79,8 @@ class TrainConfig:
         brightness_jitter: spread of random changes to the brightness of each image, on a range of -1 to 1.
         contrast_jitter: spread of random factors on the contrast.
         saturation_jitter: spread of random factors on the saturation.
-        crop: side of a random part that is shown enlarged in place of an image, 1 for all of it; not for wrist cameras.
+        crop: side of a random part that is shown enlarged in place of an image, 1 for all of it; not for wrist cameras:
+            those with "wrist" or "hand" in their name, else the second and third camera.
         rotation_deg: images are turned by up to so many degrees; not those of wrist cameras.
         camera_dropout: how often one wrist camera is masked; above 0, the policy accepts observations without them.
 
@@ -164,6 +165,9 @@ class TrainConfig:
         self._check_parts()
 
     def _check_parts(self) -> None:
+        for name in ("lora_rank", "lora_alpha"):
+            if not self.lora and getattr(self, name) != getattr(TrainConfig, name):
+                raise ConfigError(f"{name} is {getattr(self, name)} without lora; expected parts that get adapters.")
         for name, choices in (("freeze", get_args(Part)), ("lora", get_args(LoraPart))):
             unknown = [part for part in getattr(self, name) if part not in choices]
             if unknown:

@@ -203,9 +203,13 @@ class _RootReader:
         if not tables:
             empty = {name: pa.array([], pa.int64()) for name in ("frame_index", "episode_index", "task_index")}
             return pa.table(empty)
+        columns_of_files = {frozenset(table.column_names) for table in tables}
+        if len(columns_of_files) > 1:
+            some = sorted(frozenset.union(*columns_of_files) - frozenset.intersection(*columns_of_files))
+            raise DatasetError(f"The data files of {self.path} have different columns: {some} are not in all of them.")
         try:
-            joined = pa.concat_tables(tables)
-        except pa.ArrowInvalid as error:
+            joined = pa.concat_tables(tables, promote_options="permissive")  # other tools write other types of lists
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DatasetError(f"The data files of {self.path} have different columns: {error}.") from error
         needed = {"frame_index", "episode_index", "task_index", *self.columns.values()}
         missing = needed - set(joined.column_names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pi0_control.model import ModelInputs, sample_actions
 from pi0_control.policy.transforms import PolicyTransforms
-from pi0_control.train.batches import Draws, FrameInputs, Indices, evenly, split_episodes
+from pi0_control.train.batches import Draws, FrameInputs, Indices, evenly, split_episodes, with_all_joints
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World
@@ -57,7 +57,7 @@ class FlowStage:
         self.steps = config.steps
         self.samples_per_step = config.batch_size
         self._config = config
-        self._dataset = dataset
+        self._dataset = with_all_joints(dataset, transforms.config)
         self._transforms = transforms
         self._inputs = FrameInputs(dataset, images, transforms)
         self._frames, held_out = split_episodes(dataset, config.validation_fraction, config.seed)
@@ -83,13 +83,13 @@ class FlowStage:
             positions = np.zeros((*named.shape, 3), np.float32)
         arrays = (self._transforms.targets(actions, data.states[indices]), ~is_pad, positions, named >= 0)
         chunks, real, where, is_named = (torch.from_numpy(np.asarray(a, np.float32)).to(world.device) for a in arrays)
-        joints = len(self._transforms.config.robot.joints)
+        joints = len(self._transforms.config.commanded)
         return FlowTargets(joints, chunks, world.share(real), where, world.share(is_named))
 
     @torch.no_grad()
     def validate(self, learner: Learner, device: torch.device) -> dict[str, float]:
-        """On held-out frames: the flow's loss, the mean error of sampled actions (in the robot's unit, grippers left
-        out) and the median error of the named objects' positions [m].
+        """On held-out frames: the flow's loss, the mean error of sampled actions (in the robot's unit, grippers and
+        joints without an action left out) and the median error of the named objects' positions [m].
         """
         flow, actions, positions = [], [], []
         alone = World(device=device)  # every rank goes through all of it
@@ -118,8 +118,10 @@ class FlowStage:
         """Mean absolute error of every action inside its episode, [actions]."""
         actions, is_pad = self._dataset.action_chunks(indices, sampled.shape[1])
         predicted = self._transforms.actions(sampled.float().cpu().numpy(), self._dataset.states[indices])
-        gripper = self._transforms.config.robot.gripper_mask
-        judged = gripper if gripper.all() else ~gripper
+        config = self._transforms.config
+        commanded = np.isin(np.arange(len(config.robot.joints)), config.commanded)
+        arm = commanded & ~config.robot.gripper_mask
+        judged = arm if arm.any() else commanded
         return np.abs(predicted - actions)[..., judged].mean(-1)[~is_pad]
 
     @property

@@ -1,9 +1,11 @@
 """Trainer: runs the stages of a training one after another, so that an interrupted run goes on exactly."""
 
 import copy
+import json
 import math
+import reprlib
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pi0_control.errors import CheckpointError, DatasetError
+from pi0_control.policy.pretrained import CONFIG_FILE
 from pi0_control.train.batches import Draws
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.distributed import World
@@ -60,7 +63,7 @@ class Trainer:
         stages: those with no steps are skipped; at least one has some.
         folder: where checkpoint and log go.
         world: the processes that train it together.
-        settings: identifies the run; a checkpoint of another one is refused.
+        settings: a JSON object that identifies the run; a checkpoint of another one is refused.
         on_checkpoint: called on the main rank with the state dict of the averaged weights, the stage's name and the
             number of its steps done, whenever a checkpoint was written and at the end of every run, also of one that
             resumes a finished one.
@@ -74,7 +77,7 @@ class Trainer:
         stages: Sequence[Stage],
         folder: RunFolder,
         world: World,
-        settings: str = "",
+        settings: str = "{}",
         on_checkpoint: Callable[[Mapping[str, Tensor], str, int], None] = lambda averaged, stage, step: None,
         show_progress: bool = True,
     ) -> None:
@@ -97,10 +100,11 @@ class Trainer:
             CheckpointError: there is none, it is broken, or it is of a run with other settings.
         """
         checkpoint = self._folder.load()
-        if checkpoint.settings != self._settings:
+        difference = _first_difference(checkpoint.settings, self._settings)
+        if difference:
             raise CheckpointError(
-                f"{self._folder.checkpoint_file} is of a run with other settings, data or sizes; resume with the same "
-                "ones or train into another folder."
+                f"{self._folder.checkpoint_file} is of a run with other settings or data: {difference}; resume with "
+                "the same ones or train into another folder."
             )
         self.world.load_weights(self.learner, checkpoint.learner)
         self.world.load_weights(self.averaged, checkpoint.averaged)
@@ -174,12 +178,17 @@ class Trainer:
             if not math.isfinite(scores[name]):
                 raise DatasetError(
                     f"The {name} is {scores[name]} at step {self._step} of stage {stage.name!r}; expected a finite "
-                    "number: lower the learning rate or look at the data."
+                    "number. Resuming would meet it again: look at the data, or train into another folder at a lower "
+                    f"learning rate{self._where_to_go_on_from()}."
                 )
         rate = learning_rate(self.config, self._step - 1, stage.steps)
         self._folder.log.add(stage.name, self._step, {"learning_rate": rate, **scores})
         text = f"loss {scores['loss']:.4f}  {scores['samples_per_s']:.0f} samples/s"
         self._progress.update(bar, scores=text)
+
+    def _where_to_go_on_from(self) -> str:
+        path = self._folder.path
+        return f", from the last policy of this run with --init {path}" if (path / CONFIG_FILE).exists() else ""
 
     def _validate(self, stage: Stage) -> None:
         with self._autocast():
@@ -214,6 +223,25 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+
+def _first_difference(before: str, now: str) -> str:
+    """The first entry that two JSON objects of settings differ in, in words; empty where they are the same."""
+    was, is_now = (dict(_entries(json.loads(settings))) for settings in (before, now))
+    for name in {**is_now, **was}:
+        old, new = was.get(name), is_now.get(name)
+        if old != new:
+            return f"{name} was {reprlib.repr(old)} and is {reprlib.repr(new)}"
+    return ""
+
+
+def _entries(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Values that are no objects, under the names that lead there."""
+    if not isinstance(settings, dict):
+        yield path, settings
+        return
+    for name, value in settings.items():
+        yield from _entries(value, f"{path}.{name}" if path else name)
 
 
 class _Meter:

@@ -24,8 +24,8 @@ from pi0_control.policy.pretrained import CONFIG_FILE, POLICIES_DIR, TOKENIZER_F
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
 from pi0_control.train import layout
-from pi0_control.train.batches import split_episodes, wrist_cameras
-from pi0_control.train.cache import decode_images, fingerprint
+from pi0_control.train.batches import split_episodes, with_all_joints, wrist_cameras
+from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World, join_world
@@ -39,6 +39,7 @@ Paths = Sequence[str | Path]
 MINI_TOKENIZER = POLICIES_DIR / "mini" / TOKENIZER_FILE
 
 _MIN_SPREAD = 1e-3  # a joint that hardly moves must not blow up when it is normalised
+_MIN_SHARE = 0.1  # nor one that seldom does: of its range, what is normalised to -1 to 1
 _FREE_TO_CHANGE = (
     "device",
     "gradient_checkpointing",
@@ -97,6 +98,8 @@ def train(
         raise ConfigError("Got both or neither of a policy config and a policy to start from; expected one of them.")
     if keep_norm_stats and init is None:
         raise ConfigError("keep_norm_stats is set without init; expected a policy to start from, whose they are.")
+    if config.grounding_steps not in (0, TrainConfig.grounding_steps) and not grounding_roots:
+        raise ConfigError(f"grounding_steps is {config.grounding_steps} without grounding; expected random scenes.")
     if not config.steps and not (grounding_roots and config.grounding_steps):
         raise ConfigError("Nothing to train: steps is 0 and there is no grounding; expected steps above 0.")
     with join_world(config) as world, _open_folder(out, resume, world) as folder:
@@ -127,7 +130,7 @@ def train(
             stages,
             folder,
             world,
-            settings=_settings(config, transforms, [mark for _, _, mark in data], templates if grounding_roots else ()),
+            settings=_settings(config, transforms, [held for _, _, held in data], templates if grounding_roots else ()),
             on_checkpoint=_saver(config, transforms, dataset, camera_names, folder.path),
             show_progress=show_progress,
         )
@@ -138,13 +141,17 @@ def train(
 
 
 def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[np.int64]) -> NormStats:
-    """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them."""
-    state, actions = RunningStats(dataset.states.shape[1]), RunningStats(len(config.commanded))
+    """Statistics of the states of some frames and of the actions that follow each, as the policy will predict them.
+
+    Whatever the policy's normalisation, it makes each of these values less than 20 in magnitude.
+    """
+    dataset = with_all_joints(dataset, config)
+    state, actions = _Spread(dataset.states.shape[1]), _Spread(len(config.commanded))
     for part in np.array_split(frames, max(1, len(frames) // 4096)):
         state.update(policy_states(dataset.states[part], config))
         chunks, is_pad = dataset.action_chunks(part, config.model.action_horizon)
         actions.update(policy_actions(chunks, dataset.states[part], config)[~is_pad])
-    return NormStats(_with_spread(state.result()), _with_spread(actions.result()))
+    return NormStats(state.result(), actions.result())
 
 
 def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
@@ -160,12 +167,31 @@ def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
     return folder
 
 
-def _with_spread(stats: VectorStats) -> VectorStats:
-    """The statistics with a smallest spread, so that normalising never magnifies mere noise."""
-    assert stats.q01 is not None
-    assert stats.q99 is not None
-    missing = np.maximum(_MIN_SPREAD - (stats.q99 - stats.q01), 0) / 2
-    return VectorStats(stats.mean, np.maximum(stats.std, _MIN_SPREAD), stats.q01 - missing, stats.q99 + missing)
+class _Spread:
+    """Statistics of a stream of vectors [n, D] with a smallest spread, so that normalising blows nothing up."""
+
+    def __init__(self, dim: int) -> None:
+        self._stats = RunningStats(dim)
+        self._min, self._max = np.full(dim, np.inf), np.full(dim, -np.inf)
+
+    def update(self, values: NDArray[np.float32]) -> None:
+        self._stats.update(values)
+        self._min, self._max = np.minimum(self._min, values.min(0)), np.maximum(self._max, values.max(0))
+
+    def result(self) -> VectorStats:
+        stats = self._stats.result()
+        assert stats.q01 is not None
+        assert stats.q99 is not None
+        smallest = _MIN_SHARE * (self._max - self._min)
+        seldom = stats.q99 - stats.q01 < smallest  # as of a gripper that is closed in less than 1 % of the frames
+        low, high = _widened(np.where(seldom, self._min, stats.q01), np.where(seldom, self._max, stats.q99))
+        std = np.maximum(stats.std, np.maximum(smallest / 2, _MIN_SPREAD))
+        return VectorStats(stats.mean, std, low, high, *_widened(self._min, self._max))
+
+
+def _widened(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    missing = np.maximum(_MIN_SPREAD - (high - low), 0) / 2
+    return low - missing, high + missing
 
 
 def _start(
@@ -197,7 +223,11 @@ def _start(
 
 def _wrists_optional(config: PolicyConfig) -> PolicyConfig:
     """The policy, accepting observations without a wrist camera; unchanged where there would be none left to need."""
-    needed = set(config.required_cameras) - set(wrist_cameras(config))
+    wrists = wrist_cameras(config)
+    if not wrists:
+        seen = [camera for camera in config.cameras.values() if camera is not None]
+        raise ConfigError(f"camera_dropout masks wrist cameras, and the policy has none; it looks through {seen}.")
+    needed = set(config.required_cameras) - set(wrists)
     optional = tuple(camera for camera in config.cameras.values() if camera is not None and camera not in needed)
     return replace(config, optional_cameras=optional) if needed else config
 
@@ -212,8 +242,11 @@ def _prepare(model: Pi0, config: TrainConfig) -> None:
 
 
 def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
-    joints, root = config.robot.joint_names, dataset.roots[0]
+    root = dataset.roots[0]
     for feature, values in ((layout.STATE, dataset.states), (layout.ACTION, dataset.actions)):
+        joints = config.robot.joint_names
+        if feature == layout.ACTION and values.shape[1] == len(config.commanded):
+            joints = tuple(joints[index] for index in config.commanded)
         if values.shape[1] != len(joints):
             raise DatasetError(
                 f"{root} has {feature} of {values.shape[1]} numbers; the policy's robot has {len(joints)}."
@@ -231,8 +264,8 @@ def _images(
     camera_names: Mapping[str, str],
     cache_dir: str | Path | None,
     show_progress: bool,
-) -> tuple[NDArray[np.uint8], str]:
-    """Decoded images of the cameras the policy looks through, and their fingerprint."""
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Decoded images of the cameras the policy looks through, and what the dataset holds."""
     seen = [camera for camera in config.cameras.values() if camera is not None]
     unknown = [camera for camera in camera_names if camera not in seen]
     if unknown:
@@ -246,16 +279,46 @@ def _images(
             )
     size, folder = config.model.vision.image_size, cache_dir or dataset.roots[0].absolute().parent / ".cache"
     images = decode_images(dataset, cameras, size, folder, show_progress=show_progress)
-    return images, fingerprint(dataset, cameras, size)
+    return images, _contents(dataset, cameras)
 
 
-def _settings(config: TrainConfig, transforms: PolicyTransforms, marks: Sequence[str], templates: Sequence[str]) -> str:
-    """Everything that the losses of a run depend on, as text."""
-    chosen = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
-    tokenizer = hashlib.sha256(transforms.tokenizer.serialized).hexdigest()
-    stats = asdict(transforms.norm_stats)
-    parts = [chosen, transforms.config.to_dict(), stats, tokenizer, list(marks), list(templates)]
-    return json.dumps(parts, sort_keys=True, default=np.ndarray.tolist)
+def _contents(dataset: Dataset, cameras: Sequence[str]) -> dict[str, Any]:
+    """What a dataset holds, for some cameras, wherever it lies and whenever it was copied there."""
+    spans = [[episode.images[camera] for camera in cameras] for episode in dataset.episodes]
+    sizes = {path: path.stat().st_size for path in {span.path for each in spans for span in each}}
+    images = [(span.column, span.from_s, sizes[span.path]) for each in spans for span in each]
+    hashed = {
+        "tasks": repr(dataset.tasks).encode(),
+        "task_index": dataset.task_index.tobytes(),
+        "states": dataset.states.tobytes(),
+        "actions": dataset.actions.tobytes(),
+        "positions": dataset.objects.tobytes(),
+        "targets": dataset.targets.tobytes(),
+        "images": repr(images).encode(),
+    }
+    return {
+        "folders": [root.absolute().name for root in dataset.roots],
+        "cameras": list(cameras),
+        "objects": list(dataset.object_names),
+        "episodes": len(dataset.episodes),
+        "lengths": [episode.length for episode in dataset.episodes],
+        **{name: hashlib.sha256(value).hexdigest() for name, value in hashed.items()},
+    }
+
+
+def _settings(
+    config: TrainConfig, transforms: PolicyTransforms, held: Sequence[dict[str, Any]], templates: Sequence[str]
+) -> str:
+    """Everything that the losses of a run depend on, as JSON; first what a user most likely changed."""
+    parts = {
+        "training": {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE},
+        **dict(zip(("demonstrations", "scenes"), held, strict=False)),
+        "templates": list(templates),
+        "tokenizer": hashlib.sha256(transforms.tokenizer.serialized).hexdigest(),
+        "policy": transforms.config.to_dict(),
+        "norm_stats": asdict(transforms.norm_stats),
+    }
+    return json.dumps(parts, default=np.ndarray.tolist)
 
 
 def _saver(

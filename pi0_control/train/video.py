@@ -1,7 +1,7 @@
 """One camera's video file: frames in, frames out (H.264 in MP4, by PyAV)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
@@ -41,8 +41,9 @@ class VideoWriter:
         self._container.close()
 
     def abort(self) -> None:
-        """Release the file without finishing it."""
-        self._container.close()
+        """Release the file without finishing it, be the disk full or not."""
+        with suppress(av.FFmpegError):
+            self._container.close()
 
 
 def read_video(path: Path, from_s: float = 0.0) -> Iterator[tuple[float, NDArray[np.uint8]]]:

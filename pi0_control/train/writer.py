@@ -27,13 +27,14 @@ LOCK = "writer.lock"
 
 @dataclass
 class _Take:
-    """The episode being recorded."""
+    """The episode being recorded; a frame of which only a part was written spoils it."""
 
     videos: dict[str, VideoWriter]
     histograms: dict[str, NDArray[np.int64]]
     states: list[NDArray[np.float32]] = field(default_factory=list)
     actions: list[NDArray[np.float32]] = field(default_factory=list)
     objects: list[NDArray[np.float32]] = field(default_factory=list)
+    is_whole: bool = True
 
 
 class DatasetWriter:
@@ -106,19 +107,24 @@ class DatasetWriter:
             objects: positions [n, 3] in the robot's base frame [m], in the order of ``object_names``.
 
         Raises:
-            DatasetError: a camera is missing, or a shape or value does not fit; the frame is not recorded.
+            DatasetError: a camera is missing, or a shape or value does not fit; the frame is not recorded. Or a frame
+                before could not be written in full; the episode must be discarded.
+            OSError: the frame cannot be written in full; the episode must be discarded.
         """
         checked = {camera: self._image(images, camera) for camera in self.robot.cameras}
         width = len(self.robot.joints)
         vectors = _vector("State", state, (width,)), _vector("Action", action, (width,))
         positions = _vector("Objects", () if objects is None else objects, self._objects_shape)
         take = self._take = self._take or self._start()
+        self._check_whole(take)
+        take.is_whole = False
         for camera, image in checked.items():
             take.videos[camera].write(image)
             take.histograms[camera] += stats.image_histogram(image)
         take.states.append(vectors[0])
         take.actions.append(vectors[1])
         take.objects.append(positions)
+        take.is_whole = True
 
     def save_episode(self, prompt: str, targets: Sequence[int] = (), metadata: Mapping[str, Any] | None = None) -> int:
         """Make the recorded frames an episode and start anew.
@@ -133,10 +139,12 @@ class DatasetWriter:
             The index of the episode.
 
         Raises:
-            DatasetError: no frame was recorded, the prompt is blank, or there are no such targets.
+            DatasetError: no frame was recorded, one could not be written in full, the prompt is blank, or there are no
+                such targets.
         """
         if self._take is None:
             raise DatasetError("An episode without frames cannot be saved; call add_frame first.")
+        self._check_whole(self._take)
         if not prompt.strip():
             raise DatasetError("The prompt of an episode is blank; expected an instruction.")
         if len(targets) > layout.NUM_TARGETS or not all(0 <= target < len(self.object_names) for target in targets):
@@ -224,6 +232,13 @@ class DatasetWriter:
                 f"Camera {camera!r} gave {image.dtype} {image.shape}; expected uint8 {(*self.image_size, 3)}."
             )
         return image
+
+    def _check_whole(self, take: _Take) -> None:
+        if not take.is_whole:
+            raise DatasetError(
+                f"Frame {len(take.states)} of the episode could not be written in full; call discard_episode and "
+                "record it again."
+            )
 
     def _partial_video(self, camera: str) -> Path:
         return self.root / "videos" / (layout.IMAGES + camera) / f"recording.mp4{files.PARTIAL}"
