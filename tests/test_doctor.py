@@ -73,6 +73,10 @@ class Case:
 
         return self.numbers(change)
 
+    def action(self, index: int | slice, factor: float = 1.0, offset: float = 0.0) -> "Case":
+        """Actions changed, and the states as they were."""
+        return self.joint(index, factor, offset).recorded(states=self.recording.states)
+
     def pictures(self, change: Callable[[np.ndarray], np.ndarray]) -> "Case":
         images = self.recording.images.items()
         return self.recorded(images={name: [change(image) for image in some] for name, some in images})
@@ -148,6 +152,19 @@ FAULTS: dict[str, tuple[Callable[[Case], Case], str, str]] = {
     "zero elsewhere": (lambda c: c.joint(2, 1, 0.8), "out of range", "100% outside"),
     "joint stands still": (lambda c: c.joint(4, 0, -0.6), "constant", "-0.6 throughout"),
     "half the rate": (lambda c: c.recorded(rate_hz=10.0), "rate", "10 Hz 20 Hz"),
+    "actions in degrees": (lambda c: c.action(ANGLES, 180 / np.pi), "actions in other units", "59 times as much as"),
+    "gripper of actions": (lambda c: c.action(6, -1, 1), "actions of the other sign", "actions gripper they change -"),
+    "sign of actions": (lambda c: c.action(2, -1), "actions of the other sign", "actions elbow they change -1 times"),
+    "sign of a state": (
+        lambda c: c.recorded(states=c.recording.states * np.array([-1] + [1] * 6)),
+        "sign",
+        "turn the sign of this joint in the states, which is not that of the actions",
+    ),
+    "distances": (
+        lambda c: c.recorded(actions=c.recording.actions - c.recording.states),
+        "actions are distances",
+        "record absolute targets: add a distance or step to the state",
+    ),
     "longer chunks": (of_another_horizon, "horizon", "the policy's are of 6"),
     "absolute statistics": (
         lambda c: replace(c, stats=replace(c.stats, actions=stats_of(c.recording.actions))),
@@ -183,6 +200,24 @@ def test_a_planted_fault_is_named_and_nothing_else(sound: Case, fault: str) -> N
     texts = [" ".join((f.where, f.seen, f.expected, f.change)) for f in findings]
     assert {finding.name for finding in findings} == {name}, texts
     assert any(words in text for text in texts), texts
+
+
+def test_the_other_side_of_the_workspace_may_be_no_wrong_sign(sound: Case) -> None:
+    """Its rest position of zero tells nothing, so that a waist may as well work on the other side."""
+    other = sound.joint(0, -1)
+    findings = examine(other.config, other.stats, other.recording).findings
+    assert {(each.severity, each.name) for each in findings if each.name == "sign"} == {("warning", "sign")}
+    (error,) = examine(sound.config, sound.stats, sound.joint(2, -1).recording).findings
+    assert (error.severity, error.name, error.where) == ("error", "sign", "state elbow")
+
+
+def test_no_policy_is_blamed_for_actions_that_are_distances(sound: Case) -> None:
+    for found in (sound, sound.configured(**ABSOLUTE)):
+        states, actions = found.recording.states, found.recording.actions
+        found = found.recorded(actions=np.hstack([(actions - states)[:, :6], actions[:, 6:]]))
+        (finding,) = examine(found.config, found.stats, found.recording).findings
+        assert finding.name == "actions are distances"
+        assert "action_space" not in finding.change
 
 
 def test_a_policy_alone_is_judged_by_its_own_files(sound: Case) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ MARGIN = 0.02  # of that span, within which a value is not counted as outside
 FAR_OUTSIDE = 1.0  # spans between q01 and q99 that a value lies beyond them
 FAR_SHARE, OUTSIDE_SHARE = 0.05, 0.25  # of moments: far outside is wrong, outside may be; 2 % are expected
 BESIDE = 0.3  # spans that an inverted gripper is beside where it should be
+FAR_HOME = 2.0  # standard deviations that a rest position is from zero, where its sign shows
 BAD = 3.0  # misfit of a gripper that has another range
 
 Vectors = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -121,7 +123,7 @@ def beyond_limits(numbers: Numbers) -> Iterator[Finding]:
 
 
 def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match]:
-    """Wrong units, orders and signs, where another one fits ``expected`` clearly better."""
+    """Wrong units and orders, where another one fits ``expected`` clearly better."""
     assert numbers.values is not None
     is_angle, is_gripper = (
         np.array([joint.kind == kind for joint in numbers.joints]) for kind in ("revolute", "gripper")
@@ -129,12 +131,36 @@ def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match
     seen = Spread.of(numbers.values)
     found = match(seen, expected, is_angle, is_gripper)
     findings = [_wrong_unit(numbers, found.unit, seen[is_angle], expected[is_angle])] if found.unit else []
-    findings += [_wrong_order(numbers, found, group) for group in found.groups]
-    for index in found.flipped:
-        where = f"{numbers.where} {numbers.joints[index].name}"
+    return [*findings, *(_wrong_order(numbers, found, group) for group in found.groups)], found
+
+
+def signs(
+    numbers: Numbers, flipped: Sequence[int], begin: Vectors, turned: Collection[int]
+) -> Iterator[tuple[int, Finding]]:
+    """States that fit clearly better with the opposite sign; with their index.
+
+    That alone may be another part of the workspace. The sign is wrong where it is not that of the actions, or where
+    episodes begin on the other side of zero than the rest position of the robot file is, far from both.
+
+    Args:
+        numbers: states, with values.
+        flipped: what fits better so.
+        begin: where episodes begin, and the rest position, each [D].
+        turned: joints whose states and actions are of opposite signs.
+    """
+    assert numbers.values is not None
+    seen, expected, (first, home) = Spread.of(numbers.values), numbers.expected, begin
+    is_opposite = (np.abs(first + home) < np.abs(home) / 2) & (np.abs(home) > FAR_HOME * expected.std)
+    for index in flipped:
         means = f"about {seen.mean[index]:.3g}", f"about {expected.mean[index]:.3g}"
-        findings.append(Finding("error", "sign", where, *means, "turn the sign of this joint, in states and actions"))
-    return findings, found
+        if index in turned:
+            change = "turn the sign of this joint in the states, which is not that of the actions"
+        elif is_opposite[index]:
+            change = "turn the sign of this joint, in states and actions"
+        else:
+            change = "where it works on the other side than in training, train with such data; otherwise turn its sign"
+        severity: Literal["error", "warning"] = "error" if index in turned or is_opposite[index] else "warning"
+        yield index, Finding(severity, "sign", f"{numbers.where} {numbers.joints[index].name}", *means, change)
 
 
 def _wrong_unit(numbers: Numbers, unit: str, seen: Spread, expected: Spread) -> Finding:

@@ -5,7 +5,7 @@ lead * (state[t + AHEAD] - state[t])``. The slope is 1 for targets, 57 for degre
 other sign, and 0 for distances to the state, steps and velocities.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class Slopes:
         """Joints of actions that are distances, steps or velocities, bool [D]; all that tell are so together."""
         is_distance = self.is_way & (np.abs(self.slope) < DISTANCE)
         is_unlike = is_distance | (self.is_told & (self.slope < OTHER_SIGN))
-        return is_unlike & is_distance.any() & (2 * is_unlike.sum() > self.is_moving.sum())
+        return is_unlike & (is_distance.sum() > 1) & (2 * is_unlike.sum() > self.is_moving.sum())
 
     @property
     def is_other_sign(self) -> NDArray[np.bool_]:
@@ -89,22 +89,27 @@ class Slopes:
         return self.is_told & (self.slope > DISTANCE) & ~self.is_other_unit
 
 
-def unlike_states(slopes: Slopes, names: Sequence[str]) -> Iterator[Finding]:
+def unlike_states(slopes: Slopes, names: Sequence[str], explained: Collection[str] = ()) -> Iterator[Finding]:
     """Actions that are no absolute targets in the units and with the sign of the states.
 
     Args:
         slopes: of joints whose actions should be targets.
         names: of these joints.
+        explained: those of them whose states are known to be of another sign or unit.
     """
+    is_open = np.array([name not in explained for name in names], np.bool_)
     kinds = {
         "actions are distances": (
             slopes.is_distance,
             "record absolute targets: add a distance or step to the state it was taken from (velocities are rates of "
             "the policy)",
         ),
-        "actions in other units": (slopes.is_other_unit, "record the actions in the units of the states"),
+        "actions in other units": (
+            slopes.is_other_unit & is_open,
+            "divide the actions by the factor between the two units: 57.3 for degrees and radians, 100 for percent",
+        ),
         "actions of the other sign": (
-            slopes.is_other_sign,
+            slopes.is_other_sign & is_open,
             "turn those that are wrong, actions or states: by their sign, or 1 minus the value for a gripper",
         ),
     }
