@@ -91,8 +91,8 @@ def _turned(recording: Recording, config: PolicyConfig) -> list[int]:
 def _check_state(config: PolicyConfig, state: Numbers, recording: Recording) -> tuple[list[Finding], list[Finding]]:
     """Confusions, and where there are none that explain it, what lies how in the statistics."""
     begin, turned = _begin(recording, state, config), _turned(recording, config)
-    confused, found = confusions(state, state.expected)
-    is_explained = bool(confused)
+    confused, found = confusions(state, state.expected, _is_named(recording.state_names, state))
+    is_explained = _has_error(confused)
     for index, finding in signs(state, found.flipped, begin, turned):
         confused.append(finding)
         turned += [index] if finding.severity == "error" else []
@@ -108,19 +108,32 @@ def _check_actions(
     ranges: Sequence[Finding],
 ) -> tuple[Numbers, list[Finding]]:
     """Actions unlike the states, or confusions; where there are none, how the actions lie in the statistics."""
-    wrong = {finding.where for finding in (*confused, *ranges) if finding.severity == "error"}
+    of_state = [*confused, *(finding for finding in ranges if finding.name != "out of range")]
+    wrong = {finding.where for finding in of_state if finding.severity == "error"}
     names = [config.robot.joint_names[index] for index in actions.target_joints(config)]
     explained = names if STATE in wrong else [name for name in names if f"{STATE} {name}" in wrong]
     if unlike := [*unlike_states(actions.target_slopes(recording, config), names, explained)]:
         return action, unlike
     absolute = replace(config, action_space="joint_absolute", delta_mask=(False,) * len(state.joints))
     targets = replace(action, values=actions.predicted(recording, absolute, 1))
-    findings = confusions(targets, _expected_targets(config, state, action))[0]
-    findings = findings or [*actions.relative_or_absolute(recording, config, action.stats)]
-    if findings or any(finding.severity == "error" for finding in confused):
+    is_named = _is_named(recording.action_names, action) or _is_named(recording.action_names, state)
+    found = confusions(targets, _expected_targets(config, state, action), is_named)[0]
+    findings = [finding for finding in found if finding.severity == "error" or not confused]
+    if not _has_error(findings):
+        findings += actions.relative_or_absolute(recording, config, action.stats)
+    if _has_error(findings) or _has_error(confused):
         return action, findings
     action = replace(action, values=actions.predicted(recording, config))
-    return action, [*_ranges(action), *actions.horizon(recording, config, action.stats)]
+    return action, [*findings, *_ranges(action), *actions.horizon(recording, config, action.stats)]
+
+
+def _has_error(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
+
+
+def _is_named(names: Sequence[str], numbers: Numbers) -> bool:
+    """Names tell which number is which joint's."""
+    return sorted(names) == sorted(joint.name for joint in numbers.joints)
 
 
 def _expected_targets(config: PolicyConfig, state: Numbers, action: Numbers) -> Spread:

@@ -122,8 +122,12 @@ def beyond_limits(numbers: Numbers) -> Iterator[Finding]:
             )
 
 
-def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match]:
-    """Wrong units and orders, where another one fits ``expected`` clearly better."""
+def confusions(numbers: Numbers, expected: Spread, is_named: bool) -> tuple[list[Finding], Match]:
+    """Wrong units and orders, where another one fits ``expected`` clearly better.
+
+    An order that names tell is not overruled by the numbers: an arm that works where another one did in training has
+    its numbers.
+    """
     assert numbers.values is not None
     is_angle, is_gripper = (
         np.array([joint.kind == kind for joint in numbers.joints]) for kind in ("revolute", "gripper")
@@ -131,7 +135,7 @@ def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match
     seen = Spread.of(numbers.values)
     found = match(seen, expected, is_angle, is_gripper)
     findings = [_wrong_unit(numbers, found.unit, seen[is_angle], expected[is_angle])] if found.unit else []
-    return [*findings, *(_wrong_order(numbers, found, group) for group in found.groups)], found
+    return [*findings, *(_wrong_order(numbers, found, group, is_named) for group in found.groups)], found
 
 
 def signs(
@@ -169,18 +173,18 @@ def _wrong_unit(numbers: Numbers, unit: str, seen: Spread, expected: Spread) -> 
     return Finding("error", "degrees and radians", numbers.where, f"{unit}, {sizes[0]}", sizes[1], change)
 
 
-def _wrong_order(numbers: Numbers, found: Match, group: Sequence[int]) -> Finding:
+def _wrong_order(numbers: Numbers, found: Match, group: Sequence[int], is_named: bool) -> Finding:
     names = [joint.name for joint in numbers.joints]
     holder = {int(found.column[index]): index for index in group}  # what the number in a place looks like
     places = sorted(holder)
     like = [("-" if found.sign[holder[place]] < 0 else "") + names[holder[place]] for place in places]
     return Finding(
-        "error",
+        "warning" if is_named else "error",
         "joint order",
         numbers.where,
         f"in the places of {', '.join(names[place] for place in places)}: what looks like {', '.join(like)}",
         "the order of the robot file",
-        "send the joints in that order",
+        "the names are in that order: are they those of the numbers?" if is_named else "send the joints in that order",
     )
 
 
