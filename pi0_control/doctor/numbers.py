@@ -13,7 +13,8 @@ from pi0_control.errors import CheckpointError
 from pi0_control.policy.norm_stats import NormKind, VectorStats
 from pi0_control.robot import Joint
 
-TINY_SPAN = 1e-3  # between q01 and q99, say; normalising magnifies noise to full scale
+TINY_SPAN = 1e-3  # between q01 and q99; normalising magnifies noise to full scale. Training here gives no joint less
+ABOVE = 1.1  # times what training gives a joint that stands still, up to which it is known as such
 NORMAL_Q99 = 2.326  # standard deviations
 MARGIN = 0.02  # of that span, within which a value is not counted as outside
 FAR_OUTSIDE = 1.0  # spans between q01 and q99 that a value lies beyond them
@@ -92,15 +93,15 @@ def span(low: float, high: float) -> str:
 def tiny_spans(numbers: Numbers, norm: NormKind) -> Iterator[Finding]:
     """Joints whose statistics have next to no spread."""
     lower, upper = numbers.stats.bounds(norm)
+    what, least = ("2 std", 2 * TINY_SPAN) if norm == "z_score" else ("span", TINY_SPAN)
     for joint, spread in zip(numbers.joints, upper - lower, strict=False):
-        if spread < TINY_SPAN:
-            what = "2 std" if norm == "z_score" else "span"
+        if spread < ABOVE * least:
             yield Finding(
                 "warning",
                 "tiny span",
                 f"{numbers.where} {joint.name}",
                 f"{what} {spread:.2g}",
-                f"at least {TINY_SPAN:g}",
+                f"more than {least:g}",
                 "noise of this joint fills the whole range: widen its statistics to the noise of the robot, or take "
                 "them from data in which it moves",
             )
@@ -231,7 +232,7 @@ def standing(numbers: Numbers) -> Iterator[Finding]:
     low, high = numbers.bounds
     value = numbers.values[0]
     is_still = np.ptp(numbers.values, axis=0) <= STILL * numbers.expected.std
-    for index in np.flatnonzero(is_still & (high - low >= TINY_SPAN)).tolist():
+    for index in np.flatnonzero(is_still & (high - low > ABOVE * TINY_SPAN)).tolist():
         yield Finding(
             "warning",
             "constant",
