@@ -294,6 +294,16 @@ def test_without_camera_stats_bluish_images_are_a_warning(sound: Case) -> None:
     assert len(findings) == len(ARM6.cameras)
 
 
+@pytest.mark.parametrize(("cast", "severity"), [(0.06, "warning"), (0.2, "error")])
+def test_a_slight_cast_may_be_turned_round_by_another_light(sound: Case, cast: float, severity: str) -> None:
+    known = {name: CameraStats(48, 64, (0.5 + cast / 2, 0.5, 0.5 - cast / 2)) for name in ARM6.cameras}
+    shown = (90 + 255 * np.array([-cast / 2, 0, cast / 2])).round().astype(np.uint8)
+    found = sound.configured(camera_stats=known).pictures(lambda image: shown + image[..., :1] // 4)
+    findings = examine(found.config, found.stats, found.recording).findings
+    assert {(each.severity, each.name) for each in findings} == {(severity, "swapped channels")}
+    assert all(("light" in each.change) == (severity == "warning") for each in findings)
+
+
 def test_statistics_of_fewer_joints_are_refused(sound: Case) -> None:
     short = VectorStats(np.zeros(3), np.ones(3))
     with pytest.raises(CheckpointError, match="The statistics of actions have 3 entries; expected one for each of"):
