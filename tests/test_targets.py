@@ -94,6 +94,14 @@ def test_what_tells_nothing_is_not_named() -> None:
     assert found((states[:0], actions[:0]), episode[:0]) == {}
 
 
+def test_a_sign_is_told_by_joints_that_move_often() -> None:
+    """One way and back may go against late actions by chance."""
+    (states, actions), episode = record()
+    turned, once = scaled(actions, 0, -1), episode == 0
+    assert found((states, turned), episode) == {"actions of the other sign": ["waist"]}
+    assert found((states[once], turned[once]), episode[once]) == {}
+
+
 def test_moments_that_are_not_finite_are_left_out() -> None:
     (states, actions), episode = record()
     states[::17, 2] = np.nan

@@ -15,6 +15,7 @@ from pi0_control.doctor.findings import Finding
 
 AHEAD = 3  # steps
 MOMENTS = 30  # fewer tell nothing
+PASSES = 5  # times that a joint passes its mean; alone, one that does less often may go against its actions by chance
 MOVING = 0.1  # of the median spread; joints that move less tell nothing
 EXPLAINED = 0.5  # share of the variance of actions; less is told by chance; steps are small and need not be explained
 DISTANCE = 0.3  # slope below which actions are no targets
@@ -30,6 +31,7 @@ class Slopes:
     Attributes:
         slope: float64 [D], of actions against states.
         is_moving: bool [D], the state moves, and not by noise.
+        is_often: bool [D], the state passes its mean often.
         is_told: bool [D], it moves and explains the actions, so that the slope can be trusted.
         is_way: bool [D], it moves and the actions are about where it goes rather than where it is.
         is_scaled: bool [D], the means of actions and states are apart by the same factor as their changes.
@@ -37,6 +39,7 @@ class Slopes:
 
     slope: NDArray[np.float64]
     is_moving: NDArray[np.bool_]
+    is_often: NDArray[np.bool_]
     is_told: NDArray[np.bool_]
     is_way: NDArray[np.bool_]
     is_scaled: NDArray[np.bool_]
@@ -47,12 +50,14 @@ class Slopes:
         now = np.flatnonzero(episode[:-AHEAD] == episode[AHEAD:])
         now = now[np.isfinite(np.hstack([states[now], states[now + AHEAD], actions[now]])).all(1)]
         if len(now) < MOMENTS:
-            return Slopes(np.zeros(states.shape[1]), *np.zeros((4, states.shape[1]), np.bool_))
+            return Slopes(np.zeros(states.shape[1]), *np.zeros((5, states.shape[1]), np.bool_))
         state, action = states[now].astype(np.float64), actions[now].astype(np.float64)
         place, told = _deviations(state, episode[now]), _deviations(action, episode[now])
         way = _deviations(states[now + AHEAD] - state, episode[now])
         slope, lead, explained = np.transpose([_fit(*columns) for columns in zip(place.T, way.T, told.T, strict=True)])
         spread, told_spread = place.std(0), told.std(0)
+        is_next = (np.diff(now) == 1) & (np.diff(episode[now]) == 0)
+        passes = (np.diff(place > 0, axis=0) & is_next[:, None]).sum(0)
         is_moving = way.std(0) < spread  # not so where there is only noise
         if is_moving.any():
             is_moving &= spread > MOVING * np.median(spread[is_moving])
@@ -60,6 +65,7 @@ class Slopes:
         return Slopes(
             slope,
             is_moving,
+            passes >= PASSES,
             is_moving & (explained > EXPLAINED),
             is_moving & ((explained > EXPLAINED) | is_step) & (np.abs(lead) * way.std(0) > np.abs(slope) * spread),
             np.abs(action.mean(0) - slope * state.mean(0)) <= MEANS * told_spread,
@@ -75,7 +81,7 @@ class Slopes:
     @property
     def is_other_sign(self) -> NDArray[np.bool_]:
         """Joints of actions that fall where the states rise, bool [D]."""
-        return self.is_told & (self.slope < OTHER_SIGN) & ~self.is_distance
+        return self.is_told & self.is_often & (self.slope < OTHER_SIGN) & ~self.is_distance
 
     @property
     def is_other_unit(self) -> NDArray[np.bool_]:
