@@ -10,9 +10,11 @@ from bags import SECOND, image, joints, write_bag
 from public_policies import PI0, openpi_policy, plain_stats
 
 from pi0_control import cli
+from pi0_control.doctor.targets import Slopes, unlike_states
 from pi0_control.policy import NormStats
 from pi0_control.policy.pretrained import CONFIG_FILE, STATS_FILE, find_policy
 from pi0_control.train.dataset import Dataset
+from pi0_control.train.inspection import find_problems
 from pi0_control.train.pictures import read_moments
 
 
@@ -20,7 +22,7 @@ from pi0_control.train.pictures import read_moments
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demonstrations of the scripted expert on the robot of the bundled policy."""
     root = tmp_path_factory.mktemp("recorded") / "demos"
-    cli.SUBCOMMANDS["record"](task=("Lift", "PickPlace"), episodes=4, seed=3, out=root)
+    cli.SUBCOMMANDS["record"](task=("all",), episodes=4, seed=3, out=root)
     return root
 
 
@@ -42,6 +44,15 @@ def test_the_bundled_policy_fits_what_its_robot_records(recorded, monkeypatch, c
     assert "Nothing suspicious." in printed
     assert code == 0
     assert doctor(monkeypatch, capsys, "mini")[0] == 0
+
+
+def test_actions_that_its_robot_records_are_targets_in_every_episode(recorded) -> None:
+    dataset = Dataset.open(recorded)
+    for episode in range(len(dataset.episodes)):
+        chosen = dataset.episode_index == episode
+        slopes = Slopes.of(dataset.states[chosen], dataset.actions[chosen], dataset.episode_index[chosen])
+        assert [*unlike_states(slopes, dataset.features["action"]["names"])] == []
+    assert [problem for problem in find_problems(dataset) if "actions" in problem] == []
 
 
 def test_faults_of_a_dataset_are_named(recorded, tmp_path, monkeypatch, capsys) -> None:

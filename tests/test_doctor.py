@@ -14,6 +14,7 @@ from pi0_control.policy import NormStats, PolicyConfig, VectorStats
 from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.episode import Episode
+from pi0_control.train.training import compute_norm_stats
 
 EPISODES, LENGTH = 12, 60
 MIDDLE = np.array([-0.3, 0.7, 1.7, 0.0, -0.6, 0.2])
@@ -41,6 +42,14 @@ def record(seed: int) -> Recording:
     return Recording("test", *numbers, np.arange(EPISODES).repeat(LENGTH), 20.0, names, names, images)
 
 
+def as_dataset(recording: Recording) -> Dataset:
+    nothing = dict.fromkeys(("roots", "cameras", "object_names", "features", "tasks"), ())
+    lengths = [Episode(None, i, i * LENGTH, LENGTH, None, {}, {}) for i in range(EPISODES)]
+    arrays = dict.fromkeys(("objects", "targets", "timestamps", "task_index"), np.zeros(0))
+    return Dataset(fps=20, episodes=tuple(lengths), states=recording.states, actions=recording.actions,
+                   episode_index=recording.episode, **nothing, **arrays)  # fmt: skip
+
+
 def stats_of(values: np.ndarray) -> VectorStats:
     low, high = np.quantile(values, (0.01, 0.99), axis=0)
     return VectorStats(values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64), low, high)
@@ -66,12 +75,19 @@ class Case:
         states, actions = (change(values.copy()) for values in (self.recording.states, self.recording.actions))
         return self.recorded(states=states, actions=actions)
 
+    def without_names(self) -> "Case":
+        return self.recorded(state_names=(), action_names=())
+
     def joint(self, index: int | slice, factor: float = 1.0, offset: float = 0.0) -> "Case":
         def change(values: np.ndarray) -> np.ndarray:
             values[:, index] = values[:, index] * factor + offset
             return values
 
         return self.numbers(change)
+
+    def action(self, index: int | slice, factor: float = 1.0, offset: float = 0.0) -> "Case":
+        """Actions changed, and the states as they were."""
+        return self.joint(index, factor, offset).recorded(states=self.recording.states)
 
     def pictures(self, change: Callable[[np.ndarray], np.ndarray]) -> "Case":
         images = self.recording.images.items()
@@ -127,12 +143,12 @@ def with_nan(values: np.ndarray) -> np.ndarray:
 FAULTS: dict[str, tuple[Callable[[Case], Case], str, str]] = {
     "degrees": (lambda c: c.joint(ANGLES, 180 / np.pi), "degrees and radians", "multiply the angles by 0.0174533"),
     "gripper first": (
-        lambda c: c.numbers(lambda v: np.roll(v, 1, 1)),
+        lambda c: c.without_names().numbers(lambda v: np.roll(v, 1, 1)),
         "joint order",
         "in the places of waist, shoulder, elbow, forearm, wrist, tool, gripper: what looks like gripper, waist, ",
     ),
     "two exchanged": (
-        lambda c: c.numbers(lambda v: v[:, [0, 2, 1, 3, 4, 5, 6]]),
+        lambda c: c.without_names().numbers(lambda v: v[:, [0, 2, 1, 3, 4, 5, 6]]),
         "joint order",
         "in the places of shoulder, elbow: what looks like elbow, shoulder",
     ),
@@ -148,6 +164,19 @@ FAULTS: dict[str, tuple[Callable[[Case], Case], str, str]] = {
     "zero elsewhere": (lambda c: c.joint(2, 1, 0.8), "out of range", "100% outside"),
     "joint stands still": (lambda c: c.joint(4, 0, -0.6), "constant", "-0.6 throughout"),
     "half the rate": (lambda c: c.recorded(rate_hz=10.0), "rate", "10 Hz 20 Hz"),
+    "actions in degrees": (lambda c: c.action(ANGLES, 180 / np.pi), "actions in other units", "59 times as much as"),
+    "gripper of actions": (lambda c: c.action(6, -1, 1), "actions of the other sign", "actions gripper they change -"),
+    "sign of actions": (lambda c: c.action(2, -1), "actions of the other sign", "actions elbow they change -1 times"),
+    "sign of a state": (
+        lambda c: c.recorded(states=c.recording.states * np.array([-1] + [1] * 6)),
+        "sign",
+        "turn the sign of this joint in the states, which is not that of the actions",
+    ),
+    "distances": (
+        lambda c: c.recorded(actions=c.recording.actions - c.recording.states),
+        "actions are distances",
+        "record absolute targets: add a distance or step to the state",
+    ),
     "longer chunks": (of_another_horizon, "horizon", "the policy's are of 6"),
     "absolute statistics": (
         lambda c: replace(c, stats=replace(c.stats, actions=stats_of(c.recording.actions))),
@@ -159,7 +188,7 @@ FAULTS: dict[str, tuple[Callable[[Case], Case], str, str]] = {
         "relative or absolute",
         "the statistics fit distances to the state absolute targets",
     ),
-    "tiny spread": (lambda c: with_std(c, 1e-6), "tiny span", "state forearm 2 std 2e-06 at least 0.001"),
+    "tiny spread": (lambda c: with_std(c, 1e-6), "tiny span", "state forearm 2 std 2e-06 more than 0.002"),
     "not a number": (lambda c: c.numbers(with_nan), "not finite", "2 of 720 moments"),
     "a joint less": (without_gripper, "width", "6 numbers 7: waist"),
     "channels": (lambda c: c.pictures(lambda image: image[..., ::-1]), "swapped channels", "+0.3"),
@@ -185,10 +214,56 @@ def test_a_planted_fault_is_named_and_nothing_else(sound: Case, fault: str) -> N
     assert any(words in text for text in texts), texts
 
 
+def test_the_other_side_of_the_workspace_may_be_no_wrong_sign(sound: Case) -> None:
+    """Its rest position of zero tells nothing, so that a waist may as well work on the other side."""
+    other = sound.joint(0, -1)
+    findings = examine(other.config, other.stats, other.recording).findings
+    assert {(each.severity, each.name) for each in findings if each.name == "sign"} == {("warning", "sign")}
+    (error,) = examine(sound.config, sound.stats, sound.joint(2, -1).recording).findings
+    assert (error.severity, error.name, error.where) == ("error", "sign", "state elbow")
+
+
+def test_numbers_do_not_overrule_names(sound: Case) -> None:
+    """They may look exchanged because the robot does something else; whatever is out of range still is."""
+    exchanged = sound.numbers(lambda values: values[:, [0, 2, 1, 3, 4, 5, 6]])
+    findings = examine(exchanged.config, exchanged.stats, exchanged.recording).findings
+    assert {(each.severity, each.name, each.where) for each in findings} == {
+        ("warning", "joint order", "state"),
+        ("error", "out of range", "state shoulder"),
+        ("error", "out of range", "state elbow"),
+    }
+    assert all("the names are in that order" in each.change for each in findings if each.name == "joint order")
+    swapped = list(ARM6.joint_names)
+    swapped[1], swapped[2] = swapped[2], swapped[1]
+    named = exchanged.recorded(state_names=tuple(swapped), action_names=tuple(swapped))
+    assert named.names() == {"joint order"}
+
+
+def test_no_policy_is_blamed_for_actions_that_are_distances(sound: Case) -> None:
+    for found in (sound, sound.configured(**ABSOLUTE)):
+        states, actions = found.recording.states, found.recording.actions
+        found = found.recorded(actions=np.hstack([(actions - states)[:, :6], actions[:, 6:]]))
+        (finding,) = examine(found.config, found.stats, found.recording).findings
+        assert finding.name == "actions are distances"
+        assert "action_space" not in finding.change
+
+
 def test_a_policy_alone_is_judged_by_its_own_files(sound: Case) -> None:
     assert examine(sound.config, sound.stats).findings == ()
     (finding,) = examine(sound.config, with_std(sound, 0.0).stats).findings
     assert (finding.severity, finding.name, finding.where) == ("warning", "tiny span", "state forearm")
+
+
+@pytest.mark.parametrize("norm", ["z_score", "quantile"])
+def test_a_joint_that_stood_still_in_training_has_a_tiny_span(sound: Case, norm: str) -> None:
+    """Training gives it a spread, in which the noise of the robot is still large; that it stands still is no news."""
+    still = sound.joint(3, 0).configured(norm=norm)
+    stats = compute_norm_stats(as_dataset(still.recording), still.config, np.arange(EPISODES * LENGTH))
+    assert {(f.name, f.where) for f in examine(still.config, stats).findings} == {
+        ("tiny span", "state forearm"),
+        ("tiny span", "actions forearm"),
+    }
+    assert replace(still, stats=stats).names() == {"tiny span"}
 
 
 def test_statistics_in_degrees_fit_neither_robot_nor_recording(sound: Case) -> None:
@@ -219,6 +294,16 @@ def test_without_camera_stats_bluish_images_are_a_warning(sound: Case) -> None:
     assert len(findings) == len(ARM6.cameras)
 
 
+@pytest.mark.parametrize(("cast", "severity"), [(0.06, "warning"), (0.2, "error")])
+def test_a_slight_cast_may_be_turned_round_by_another_light(sound: Case, cast: float, severity: str) -> None:
+    known = {name: CameraStats(48, 64, (0.5 + cast / 2, 0.5, 0.5 - cast / 2)) for name in ARM6.cameras}
+    shown = (90 + 255 * np.array([-cast / 2, 0, cast / 2])).round().astype(np.uint8)
+    found = sound.configured(camera_stats=known).pictures(lambda image: shown + image[..., :1] // 4)
+    findings = examine(found.config, found.stats, found.recording).findings
+    assert {(each.severity, each.name) for each in findings} == {(severity, "swapped channels")}
+    assert all(("light" in each.change) == (severity == "warning") for each in findings)
+
+
 def test_statistics_of_fewer_joints_are_refused(sound: Case) -> None:
     short = VectorStats(np.zeros(3), np.ones(3))
     with pytest.raises(CheckpointError, match="The statistics of actions have 3 entries; expected one for each of"):
@@ -247,11 +332,6 @@ def test_steps_relative_to_the_state_are_not_taken_for_targets(sound: Case) -> N
 def test_chunks_are_those_of_a_dataset(sound: Case) -> None:
     recording, frames = sound.recording, np.array([0, 57, 59, 60, 719])
     chunks, is_there = recording.action_chunks(frames, 5)
-    nothing = dict.fromkeys(("roots", "cameras", "object_names", "features", "tasks"), ())
-    lengths = [Episode(None, i, i * LENGTH, LENGTH, None, {}, {}) for i in range(EPISODES)]
-    arrays = dict.fromkeys(("objects", "targets", "timestamps", "task_index"), np.zeros(0))
-    whole = Dataset(fps=20, episodes=tuple(lengths), states=recording.states, actions=recording.actions,
-                    episode_index=recording.episode, **nothing, **arrays)  # fmt: skip
-    expected, is_pad = whole.action_chunks(frames, 5)
+    expected, is_pad = as_dataset(recording).action_chunks(frames, 5)
     assert np.array_equal(is_there, ~is_pad)
     assert np.array_equal(chunks[is_there], expected[is_there])

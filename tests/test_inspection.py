@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import LAYOUTS, SIZE, record_three, shade
+from policy_parts import TINY
+from recordings import LAYOUTS, ROBOT, SIZE, record_three, shade
 
+from pi0_control.errors import DatasetError
+from pi0_control.policy import PolicyConfig
 from pi0_control.train.dataset import Dataset
-from pi0_control.train.inspection import Glimpse, find_camera_problems, find_problems, glimpse
+from pi0_control.train.inspection import Glimpse, check_numbers, find_camera_problems, find_problems, glimpse
 from pi0_control.train.video import VideoWriter
 
 
@@ -49,6 +52,54 @@ def test_a_sound_dataset_has_no_problems(sound: Dataset):
 )
 def test_a_planted_fault_is_named(sound: Dataset, change, message):
     assert any(message in problem for problem in find_problems(change(sound)))
+
+
+SIGN, UNIT = np.array([-1, 1]), np.array([180 / np.pi, 100])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, a: (s, a - s), "actions are distances: actions swing, grip: they change "),
+        (lambda s, a: (s, a * UNIT), "actions in other units: actions swing, grip: they change "),
+        (
+            lambda s, a: (s, np.stack([a[:, 0], 1 - a[:, 1]], 1)),
+            "actions of the other sign: actions grip: they change -",
+        ),
+        (
+            lambda s, a: (s, a * SIGN),
+            "actions of the other sign: actions swing: they change -1 times as much as the sta",
+        ),
+        (lambda s, a: (s * UNIT, a * UNIT), "observation.state swing: -68.8 to 68.8: no radians, metres or opening"),
+    ],
+    ids=["distances", "degrees", "gripper inverted", "sign", "degrees in both"],
+)
+def test_numbers_that_no_policy_learns_from_are_named_and_refused(sound: Dataset, change, message):
+    """States lag two steps behind targets; every episode is another swing."""
+    episode, step = np.divmod(np.arange(360), 60)
+    targets = np.stack([1.2 * np.sin(step / 7 + episode), 0.5 + 0.5 * np.sin(step / 9 + episode)], 1)
+    states = np.stack([1.2 * np.sin((step - 2) / 7 + episode), 0.5 + 0.5 * np.sin((step - 2) / 9 + episode)], 1)
+    policy = PolicyConfig.for_robot(ROBOT, TINY)
+    times = {"timestamps": step / 20, "episode_index": episode, "episodes": ()}
+    whole = replace(sound, states=states, actions=targets, **times)
+    assert find_problems(whole) == []
+    check_numbers(whole, policy)
+    wrong = replace(whole, **dict(zip(("states", "actions"), change(states, targets), strict=True)))
+    assert any(problem.startswith(message) for problem in find_problems(wrong)), find_problems(wrong)
+    with pytest.raises(DatasetError, match=r"actions|beyond limits"):
+        check_numbers(wrong, policy)
+
+
+def test_rates_are_no_targets_and_actions_may_be_of_the_commanded_joints_alone(sound: Dataset):
+    episode, step = np.divmod(np.arange(360), 60)
+    swing, grip = np.sin(step / 7 + episode), 0.5 + 0.5 * np.sin(step / 9 + episode)
+    states, rates = np.stack([swing, grip], 1), np.stack([np.cos(step / 7 + episode), grip], 1)
+    whole = replace(sound, states=states, actions=rates, episode_index=episode)
+    check_numbers(whole, PolicyConfig.for_robot(ROBOT, TINY, "joint_absolute", rates=("swing",)))
+    alone = PolicyConfig.for_robot(ROBOT, TINY, "joint_absolute", uncommanded=("swing",))
+    check_numbers(replace(whole, actions=rates[:, 1:]), alone)
+    with pytest.raises(DatasetError, match="of the other sign: actions grip"):
+        check_numbers(replace(whole, actions=-rates[:, 1:]), alone)
 
 
 def test_values_far_outside_the_quantiles_are_counted(tmp_path: Path):

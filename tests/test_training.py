@@ -23,6 +23,7 @@ from pi0_control.train.grounding import GroundingHead, Learner
 from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import update_average
 from pi0_control.train.training import _wrists_optional
+from pi0_control.train.writer import DatasetWriter
 from pi0_control.types import Observation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,6 +55,19 @@ def start(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("start")
     run(replace(QUICK, steps=1), demonstrations, out)
     return out
+
+
+def test_actions_that_are_distances_are_refused(tmp_path: Path) -> None:
+    """Before anything is written: a policy would learn the distance to the state once more."""
+    with DatasetWriter(tmp_path / "data", ROBOT, (), (32, 32)) as recorder:
+        for episode in range(3):
+            for step in range(20):
+                seen, told = (np.array([np.sin(t / 9 + episode), 0.5 + 0.5 * np.sin(t / 7)]) for t in (step, step + 1))
+                recorder.add_frame({"front": draw([0, 1]), "wrist": draw([0, 1])}, seen, told - seen)
+            recorder.save_episode("swing")
+    with pytest.raises(DatasetError, match=r"data: actions are distances: actions swing, grip: .* absolute targets"):
+        run(QUICK, tmp_path / "data", tmp_path / "out")
+    assert not (tmp_path / "out" / "policy.json").exists()
 
 
 def weights(policy: Path) -> dict[str, torch.Tensor]:

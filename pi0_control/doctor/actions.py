@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pi0_control.doctor.findings import Finding
 from pi0_control.doctor.match import GAIN, GOOD, Spread, misfit
 from pi0_control.doctor.recording import Recording
+from pi0_control.doctor.targets import Slopes
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import VectorStats
 from pi0_control.policy.transforms import policy_actions
@@ -33,8 +34,26 @@ def predicted(recording: Recording, config: PolicyConfig, horizon: int | None = 
     return policy_actions(chunks, recording.states[moments], config)[is_there]
 
 
+def target_joints(config: PolicyConfig) -> list[int]:
+    """Joints whose actions are recorded as absolute targets, whatever the policy predicts."""
+    names = config.robot.joint_names
+    return [index for index in config.commanded if names[index] not in config.rates]
+
+
+def target_slopes(recording: Recording, config: PolicyConfig) -> Slopes:
+    """How the actions of :func:`target_joints` go with the states; the recording has actions for every joint."""
+    assert recording.actions is not None
+    joints = target_joints(config)
+    return Slopes.of(recording.states[:, joints], recording.actions[:, joints], recording.episode)
+
+
 def relative_or_absolute(recording: Recording, config: PolicyConfig, stats: VectorStats) -> Iterator[Finding]:
-    """The statistics are of targets where the policy predicts distances to the state, or the other way round."""
+    """The statistics are of targets where the policy predicts distances to the state, or the other way round.
+
+    The policy is to blame only where the recording has targets, as far as it should have them.
+    """
+    if target_joints(config) and not target_slopes(recording, config).is_target.any():
+        return
     other = _other_space(config)
     changed = _commanded(np.array(config.delta_mask) | np.array(other.delta_mask), config)
     if not changed.any():

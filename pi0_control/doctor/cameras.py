@@ -12,6 +12,7 @@ from pi0_control.policy.config import PolicyConfig
 Pictures = Sequence[NDArray[np.uint8]]
 DARK, PLAIN, SAME = 8, 3, 8  # grey levels of 255: mean, spread within an image, difference between images
 CAST = 0.03  # of red against blue that tells the two apart, in 0..1
+CLEAR_CAST = 0.1  # that no other light or white balance turns round
 USUAL_CAST = 0.08  # of photographs: the mean of ImageNet is 0.485, 0.456, 0.406
 ASPECT_TOLERANCE = 0.02
 
@@ -90,14 +91,22 @@ def _size(camera: str, pictures: Pictures, known: CameraStats | None, wanted: in
 def _channels(camera: str, pictures: Pictures, known: CameraStats | None) -> Iterator[Finding]:
     seen, expected = CameraStats.of(pictures).red_over_blue, known.red_over_blue if known else USUAL_CAST
     is_swapped = abs(expected) > CAST and abs(seen + expected) < abs(seen - expected) / 2
-    if is_swapped if known else seen < -CAST:
-        yield Finding(
-            "error" if known else "warning",
-            "swapped channels",
-            camera,
-            f"red {seen:+.2f} against blue",
-            f"{expected:+.2f}" if known else f"not known; {USUAL_CAST:+.2f} in photographs on average",
-            "red and blue are exchanged: send RGB (OpenCV reads BGR), with the right encoding"
-            if known
-            else "unless the scene is bluish, red and blue are exchanged: send RGB (OpenCV reads BGR)",
+    if not (is_swapped if known else seen < -CAST):
+        return
+    is_clear = known is not None and abs(expected) >= CLEAR_CAST
+    if is_clear:
+        change = "red and blue are exchanged: send RGB (OpenCV reads BGR), with the right encoding"
+    elif known:
+        change = (
+            "light and white balance as in training? if so, red and blue are exchanged: send RGB (OpenCV reads BGR)"
         )
+    else:
+        change = "unless the scene is bluish, red and blue are exchanged: send RGB (OpenCV reads BGR)"
+    yield Finding(
+        "error" if is_clear else "warning",
+        "swapped channels",
+        camera,
+        f"red {seen:+.2f} against blue",
+        f"{expected:+.2f}" if known else f"not known; {USUAL_CAST:+.2f} in photographs on average",
+        change,
+    )

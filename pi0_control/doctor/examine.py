@@ -1,5 +1,6 @@
 """All checks of one policy, alone or with what its robot shows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from pi0_control.doctor import actions
 from pi0_control.doctor.cameras import check_cameras
 from pi0_control.doctor.findings import Finding
-from pi0_control.doctor.match import Match, Spread
+from pi0_control.doctor.match import Spread
 from pi0_control.doctor.numbers import (
     Numbers,
     Vectors,
@@ -16,10 +17,12 @@ from pi0_control.doctor.numbers import (
     confusions,
     grippers,
     out_of_range,
+    signs,
     standing,
     tiny_spans,
 )
 from pi0_control.doctor.recording import Recording
+from pi0_control.doctor.targets import unlike_states
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats
 from pi0_control.policy.transforms import policy_states
@@ -60,10 +63,10 @@ def examine(config: PolicyConfig, stats: NormStats, recording: Recording | None 
         findings += unfit
     if recording is not None:
         state = replace(state, values=policy_states(recording.states, config))
-        confused, found = confusions(state, state.expected)
-        findings += [*confused, *_ranges(state, found, _begin(recording, state, config))]
+        confused, ranges = _check_state(config, state, recording)
+        findings += [*confused, *ranges]
         if recording.actions is not None:
-            action, more = _check_actions(config, state, action, recording, is_state_right=not confused)
+            action, more = _check_actions(config, state, action, recording, confused, ranges)
             findings += more
     return Examination(tuple(sorted(findings, key=lambda finding: finding.severity != "error")), state, action)
 
@@ -77,18 +80,60 @@ def _comparable(recording: Recording, config: PolicyConfig) -> tuple[Recording |
     return (recording if len(recording.states) else None), findings + lacking
 
 
+def _turned(recording: Recording, config: PolicyConfig) -> list[int]:
+    """Joints whose states and actions are of opposite signs."""
+    if recording.actions is None:
+        return []
+    is_turned = actions.target_slopes(recording, config).is_other_sign
+    return [joint for joint, turned in zip(actions.target_joints(config), is_turned, strict=True) if turned]
+
+
+def _check_state(config: PolicyConfig, state: Numbers, recording: Recording) -> tuple[list[Finding], list[Finding]]:
+    """Confusions, and where there are none that explain it, what lies how in the statistics."""
+    begin, turned = _begin(recording, state, config), _turned(recording, config)
+    confused, found = confusions(state, state.expected, _is_named(recording.state_names, state))
+    is_explained = _has_error(confused)
+    for index, finding in signs(state, found.flipped, begin, turned):
+        confused.append(finding)
+        turned += [index] if finding.severity == "error" else []
+    return confused, [] if is_explained else _ranges(state, begin, turned)
+
+
 def _check_actions(
-    config: PolicyConfig, state: Numbers, action: Numbers, recording: Recording, is_state_right: bool
+    config: PolicyConfig,
+    state: Numbers,
+    action: Numbers,
+    recording: Recording,
+    confused: Sequence[Finding],
+    ranges: Sequence[Finding],
 ) -> tuple[Numbers, list[Finding]]:
-    """Confusions in the targets themselves; where there are none, how the actions lie in the statistics."""
+    """Actions unlike the states, or confusions; where there are none, how the actions lie in the statistics."""
+    of_state = [*confused, *(finding for finding in ranges if finding.name != "out of range")]
+    wrong = {finding.where for finding in of_state if finding.severity == "error"}
+    names = [config.robot.joint_names[index] for index in actions.target_joints(config)]
+    explained = names if STATE in wrong else [name for name in names if f"{STATE} {name}" in wrong]
+    if unlike := [*unlike_states(actions.target_slopes(recording, config), names, explained)]:
+        return action, unlike
     absolute = replace(config, action_space="joint_absolute", delta_mask=(False,) * len(state.joints))
     targets = replace(action, values=actions.predicted(recording, absolute, 1))
-    confused, _ = confusions(targets, _expected_targets(config, state, action))
-    findings = confused or [*actions.relative_or_absolute(recording, config, action.stats)]
-    if findings or not is_state_right:
+    is_named = _is_named(recording.action_names, action) or _is_named(recording.action_names, state)
+    found = confusions(targets, _expected_targets(config, state, action), is_named)[0]
+    findings = [finding for finding in found if finding.severity == "error" or not confused]
+    if not _has_error(findings):
+        findings += actions.relative_or_absolute(recording, config, action.stats)
+    if _has_error(findings) or _has_error(confused):
         return action, findings
     action = replace(action, values=actions.predicted(recording, config))
-    return action, [*_ranges(action), *actions.horizon(recording, config, action.stats)]
+    return action, [*findings, *_ranges(action), *actions.horizon(recording, config, action.stats)]
+
+
+def _has_error(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
+
+
+def _is_named(names: Sequence[str], numbers: Numbers) -> bool:
+    """Names tell which number is which joint's."""
+    return sorted(names) == sorted(joint.name for joint in numbers.joints)
 
 
 def _expected_targets(config: PolicyConfig, state: Numbers, action: Numbers) -> Spread:
@@ -108,13 +153,11 @@ def _begin(recording: Recording, state: Numbers, config: PolicyConfig) -> Vector
     return np.median(state.values[first], axis=0), policy_states(config.robot.home, config).astype(np.float64)
 
 
-def _ranges(numbers: Numbers, found: Match | None = None, begin: Vectors | None = None) -> list[Finding]:
-    """Grippers, joints that stand still and joints out of range, where no confusion explains them."""
-    if found is not None and (found.unit or found.groups):
-        return []
+def _ranges(numbers: Numbers, begin: Vectors | None = None, explained: Sequence[int] = ()) -> list[Finding]:
+    """Grippers, joints that stand still and joints out of range, but for those that something else explains."""
     gripping = [*grippers(numbers, begin)]
-    explained = {*(found.flipped if found is not None else ()), *(index for index, _ in gripping)}
-    return [*(finding for _, finding in gripping), *standing(numbers), *out_of_range(numbers, explained)]
+    beside = {*explained, *(index for index, _ in gripping)}
+    return [*(finding for _, finding in gripping), *standing(numbers), *out_of_range(numbers, beside)]
 
 
 def in_robot_order(recording: Recording, config: PolicyConfig) -> tuple[Recording, list[Finding]]:

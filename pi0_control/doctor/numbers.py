@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,14 @@ from pi0_control.errors import CheckpointError
 from pi0_control.policy.norm_stats import NormKind, VectorStats
 from pi0_control.robot import Joint
 
-TINY_SPAN = 1e-3  # between q01 and q99, say; normalising magnifies noise to full scale
+TINY_SPAN = 1e-3  # between q01 and q99; normalising magnifies noise to full scale. Training here gives no joint less
+ABOVE = 1.1  # times what training gives a joint that stands still, up to which it is known as such
 NORMAL_Q99 = 2.326  # standard deviations
 MARGIN = 0.02  # of that span, within which a value is not counted as outside
 FAR_OUTSIDE = 1.0  # spans between q01 and q99 that a value lies beyond them
 FAR_SHARE, OUTSIDE_SHARE = 0.05, 0.25  # of moments: far outside is wrong, outside may be; 2 % are expected
 BESIDE = 0.3  # spans that an inverted gripper is beside where it should be
+FAR_HOME = 2.0  # standard deviations that a rest position is from zero, where its sign shows
 BAD = 3.0  # misfit of a gripper that has another range
 
 Vectors = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -90,15 +93,15 @@ def span(low: float, high: float) -> str:
 def tiny_spans(numbers: Numbers, norm: NormKind) -> Iterator[Finding]:
     """Joints whose statistics have next to no spread."""
     lower, upper = numbers.stats.bounds(norm)
+    what, least = ("2 std", 2 * TINY_SPAN) if norm == "z_score" else ("span", TINY_SPAN)
     for joint, spread in zip(numbers.joints, upper - lower, strict=False):
-        if spread < TINY_SPAN:
-            what = "2 std" if norm == "z_score" else "span"
+        if spread < ABOVE * least:
             yield Finding(
                 "warning",
                 "tiny span",
                 f"{numbers.where} {joint.name}",
                 f"{what} {spread:.2g}",
-                f"at least {TINY_SPAN:g}",
+                f"more than {least:g}",
                 "noise of this joint fills the whole range: widen its statistics to the noise of the robot, or take "
                 "them from data in which it moves",
             )
@@ -120,8 +123,12 @@ def beyond_limits(numbers: Numbers) -> Iterator[Finding]:
             )
 
 
-def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match]:
-    """Wrong units, orders and signs, where another one fits ``expected`` clearly better."""
+def confusions(numbers: Numbers, expected: Spread, is_named: bool) -> tuple[list[Finding], Match]:
+    """Wrong units and orders, where another one fits ``expected`` clearly better.
+
+    An order that names tell is not overruled by the numbers: an arm that works where another one did in training has
+    its numbers.
+    """
     assert numbers.values is not None
     is_angle, is_gripper = (
         np.array([joint.kind == kind for joint in numbers.joints]) for kind in ("revolute", "gripper")
@@ -129,12 +136,36 @@ def confusions(numbers: Numbers, expected: Spread) -> tuple[list[Finding], Match
     seen = Spread.of(numbers.values)
     found = match(seen, expected, is_angle, is_gripper)
     findings = [_wrong_unit(numbers, found.unit, seen[is_angle], expected[is_angle])] if found.unit else []
-    findings += [_wrong_order(numbers, found, group) for group in found.groups]
-    for index in found.flipped:
-        where = f"{numbers.where} {numbers.joints[index].name}"
+    return [*findings, *(_wrong_order(numbers, found, group, is_named) for group in found.groups)], found
+
+
+def signs(
+    numbers: Numbers, flipped: Sequence[int], begin: Vectors, turned: Collection[int]
+) -> Iterator[tuple[int, Finding]]:
+    """States that fit clearly better with the opposite sign; with their index.
+
+    That alone may be another part of the workspace. The sign is wrong where it is not that of the actions, or where
+    episodes begin on the other side of zero than the rest position of the robot file is, far from both.
+
+    Args:
+        numbers: states, with values.
+        flipped: what fits better so.
+        begin: where episodes begin, and the rest position, each [D].
+        turned: joints whose states and actions are of opposite signs.
+    """
+    assert numbers.values is not None
+    seen, expected, (first, home) = Spread.of(numbers.values), numbers.expected, begin
+    is_opposite = (np.abs(first + home) < np.abs(home) / 2) & (np.abs(home) > FAR_HOME * expected.std)
+    for index in flipped:
         means = f"about {seen.mean[index]:.3g}", f"about {expected.mean[index]:.3g}"
-        findings.append(Finding("error", "sign", where, *means, "turn the sign of this joint, in states and actions"))
-    return findings, found
+        if index in turned:
+            change = "turn the sign of this joint in the states, which is not that of the actions"
+        elif is_opposite[index]:
+            change = "turn the sign of this joint, in states and actions"
+        else:
+            change = "where it works on the other side than in training, train with such data; otherwise turn its sign"
+        severity: Literal["error", "warning"] = "error" if index in turned or is_opposite[index] else "warning"
+        yield index, Finding(severity, "sign", f"{numbers.where} {numbers.joints[index].name}", *means, change)
 
 
 def _wrong_unit(numbers: Numbers, unit: str, seen: Spread, expected: Spread) -> Finding:
@@ -143,18 +174,18 @@ def _wrong_unit(numbers: Numbers, unit: str, seen: Spread, expected: Spread) -> 
     return Finding("error", "degrees and radians", numbers.where, f"{unit}, {sizes[0]}", sizes[1], change)
 
 
-def _wrong_order(numbers: Numbers, found: Match, group: Sequence[int]) -> Finding:
+def _wrong_order(numbers: Numbers, found: Match, group: Sequence[int], is_named: bool) -> Finding:
     names = [joint.name for joint in numbers.joints]
     holder = {int(found.column[index]): index for index in group}  # what the number in a place looks like
     places = sorted(holder)
     like = [("-" if found.sign[holder[place]] < 0 else "") + names[holder[place]] for place in places]
     return Finding(
-        "error",
+        "warning" if is_named else "error",
         "joint order",
         numbers.where,
         f"in the places of {', '.join(names[place] for place in places)}: what looks like {', '.join(like)}",
         "the order of the robot file",
-        "send the joints in that order",
+        "the names are in that order: are they those of the numbers?" if is_named else "send the joints in that order",
     )
 
 
@@ -201,7 +232,7 @@ def standing(numbers: Numbers) -> Iterator[Finding]:
     low, high = numbers.bounds
     value = numbers.values[0]
     is_still = np.ptp(numbers.values, axis=0) <= STILL * numbers.expected.std
-    for index in np.flatnonzero(is_still & (high - low >= TINY_SPAN)).tolist():
+    for index in np.flatnonzero(is_still & (high - low > ABOVE * TINY_SPAN)).tolist():
         yield Finding(
             "warning",
             "constant",

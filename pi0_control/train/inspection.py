@@ -1,6 +1,6 @@
 """What looks wrong in a dataset, found before it is trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi0_control.doctor.cameras import blank
-from pi0_control.doctor.numbers import FAR_OUTSIDE, TINY_SPAN
+from pi0_control.doctor.findings import Finding
+from pi0_control.doctor.numbers import FAR_OUTSIDE, TINY_SPAN, Numbers, beyond_limits
+from pi0_control.doctor.targets import Slopes, unlike_states
 from pi0_control.errors import DatasetError
+from pi0_control.policy.config import PolicyConfig
+from pi0_control.policy.norm_stats import VectorStats
 from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.episode import Episode
@@ -17,6 +21,7 @@ from pi0_control.train.pictures import Picture, read_moments
 from pi0_control.train.video import count_frames
 
 STEP_TOLERANCE_S = 1e-4  # LeRobot's
+LARGE = 4 * np.pi  # more than two turns [rad], and than metres or openings are
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,18 @@ def _remarks(values: NDArray[np.float64]) -> list[str]:
         return ["constant"]
     low, high = np.quantile(values, (0.01, 0.99))
     span = high - low
+    remarks = []
+    if max(abs(low), abs(high)) > LARGE:
+        remarks.append(
+            f"{low:.3g} to {high:.3g}: no radians, metres or opening from 0 to 1, perhaps degrees or percent"
+        )
     if span < TINY_SPAN:
-        return [f"tiny span: {span:.2g} between q01 and q99"]
+        return [*remarks, f"tiny span: {span:.2g} between q01 and q99"]
     far = np.maximum(low - values, values - high) / span
     outside = far > FAR_OUTSIDE
-    return [f"{outside.sum()} frames far out of range: up to {far.max():.1f} spans"] if outside.any() else []
+    if outside.any():
+        remarks.append(f"{outside.sum()} frames far out of range: up to {far.max():.1f} spans")
+    return remarks
 
 
 def step_times(dataset: Dataset) -> NDArray[np.float64]:
@@ -100,12 +112,55 @@ def find_problems(dataset: Dataset) -> list[str]:
             problems += [f"{feature} {dimension.name}: {remark}." for remark in dimension.remarks]
     if np.array_equal(dataset.states, dataset.actions):
         problems.append("action equals observation.state in every frame: there is nothing to imitate.")
+    problems += [_sentence(finding) for finding in _unlike_states(dataset)]
     blank = [episode.index for episode in dataset.episodes if not dataset.prompt(episode.start).strip()]
     if blank:
         problems.append(f"{len(blank)} episodes have a blank instruction, the first is {blank[0]}.")
     if not dataset.cameras:
         problems.append(f"No camera; the features are {sorted(dataset.features)}.")
     return problems + _find_time_problems(dataset) + _find_file_problems(dataset)
+
+
+def check_numbers(dataset: Dataset, config: PolicyConfig) -> None:
+    """Refuse what a policy would learn wrongly: states beyond the limits of its robot, actions that are no targets.
+
+    Args:
+        dataset: whose states are those of the robot, and whose actions are those of all or of the commanded joints.
+        config: of the policy.
+
+    Raises:
+        DatasetError: says which joints, what was seen and how to convert it.
+    """
+    joints = config.robot.joints
+    found: list[Finding] = []
+    if config.units == "robot":
+        low, high = np.quantile(dataset.states, (0.01, 0.99), axis=0)
+        stats = VectorStats(dataset.states.mean(0), dataset.states.std(0), low, high)
+        found += beyond_limits(Numbers("state", joints, stats))
+    targets = [index for index in config.commanded if joints[index].name not in config.rates]
+    places = targets if dataset.actions.shape[1] == len(joints) else [config.commanded.index(each) for each in targets]
+    slopes = Slopes.of(dataset.states[:, targets], dataset.actions[:, places], dataset.episode_index)
+    found += unlike_states(slopes, [joints[index].name for index in targets])
+    if found:
+        raise DatasetError(f"{dataset.roots[0]}: {' '.join(map(_sentence, found))}")
+
+
+def _unlike_states(dataset: Dataset) -> Iterator[Finding]:
+    """Actions that are no absolute targets like the states, of joints that have both."""
+    states, actions = (layout.joint_names_of(dataset.features, each) for each in (layout.STATE, layout.ACTION))
+    if not states or not actions:
+        states, actions = (tuple(map(str, range(each.shape[1]))) for each in (dataset.states, dataset.actions))
+    names = [name for name in actions if name in states]
+    slopes = Slopes.of(
+        dataset.states[:, [states.index(name) for name in names]],
+        dataset.actions[:, [actions.index(name) for name in names]],
+        dataset.episode_index,
+    )
+    yield from unlike_states(slopes, names)
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.name}: {finding.where}: {finding.seen}; expected {finding.expected}; {finding.change}."
 
 
 def _find_time_problems(dataset: Dataset) -> list[str]:

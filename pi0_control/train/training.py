@@ -31,6 +31,7 @@ from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World, join_world
 from pi0_control.train.flow import FlowStage
 from pi0_control.train.grounding import GroundingHead, GroundingStage, Learner
+from pi0_control.train.inspection import check_numbers
 from pi0_control.train.recording import camera_stats
 from pi0_control.train.run_folder import RunFolder
 from pi0_control.train.trainer import Stage, Trainer
@@ -256,6 +257,7 @@ def _check_fit(dataset: Dataset, config: PolicyConfig) -> None:
             raise DatasetError(f"{root} has {feature} of {list(names)}; the policy's robot has {list(joints)}.")
     if dataset.fps != config.robot.control_rate_hz:
         raise DatasetError(f"{root} has {dataset.fps} fps; the policy's robot runs at {config.robot.control_rate_hz}.")
+    check_numbers(dataset, config)
 
 
 def _images(
