@@ -276,7 +276,7 @@ def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) 
             tensors[f"{group}.buffer_{feature}.{statistic}"] = torch.full((14,), value)
     save_file(tensors, directory / "model.safetensors")
     files = read_policy(directory, robot=aloha)
-    assert (files.config.resize, files.config.units) == ("lerobot_v03", "aloha_pi")
+    assert (files.config.resize, files.config.units) == ("lerobot_v03", "lerobot_aloha_pi")
     assert files.norm_stats.state.mean.tolist() == [3.0] * 14
     assert files.norm_stats.actions.std.tolist() == [2.0] * 14
 

@@ -46,7 +46,7 @@ def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
         "norm_rule": "lerobot",
         "norm_eps": normalizer.get("eps", LEROBOT_EPS),
         "prompt_format": PROMPTS["pi05" if checkpoint.config.state_input == "none" else "pi0"],
-        "units": "aloha_pi" if config.get("adapt_to_pi_aloha") else "robot",
+        "units": "lerobot_aloha_pi" if config.get("adapt_to_pi_aloha") else "robot",
         **_version(config),
         **_actions(config, steps.get("relative_actions_processor"), checkpoint.config.action_dim),
     }
