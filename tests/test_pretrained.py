@@ -330,6 +330,15 @@ def test_what_another_library_cannot_do_is_not_exported(tmp_path: Path) -> None:
     ranged = dataclasses.replace(files, config=dataclasses.replace(files.config, norm="min_max"))
     with pytest.raises(ConfigError, match="openpi has no norm 'min_max'"):
         ranged.export(tmp_path, "openpi")
+    for to, name, value in (
+        ("lerobot", "resize", "lerobot_v03"),
+        ("lerobot", "resize", "lerobot_v04"),
+        ("openpi", "resize", "lerobot_v03"),
+        ("openpi", "units", "lerobot_aloha_pi"),
+    ):
+        other = dataclasses.replace(files, config=dataclasses.replace(files.config, **{name: value}))
+        with pytest.raises(ConfigError, match=f"{to} has no .*{name} '{value}'"):
+            other.export(tmp_path, to)
     files.export(public_weights(tmp_path / "again", PI0), "openpi")
     again = read_policy(tmp_path / "again", "pi0_aloha")
     assert again.config == files.config

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 TOKENIZER_NAME = "google/paligemma-3b-pt-224"
 IMAGES = "observation.images."
+_CENTRED = ("pad_antialias", "lerobot_v05")  # one fits images as the other but for antialiasing
 _POSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
-    "openpi": {"norm": ("z_score", "quantile"), "pad_state_in_prompt": (False,)},
-    "lerobot": {"units": ("robot",), "pad_state_in_prompt": (False,)},
+    "openpi": {
+        "norm": ("z_score", "quantile"),
+        "pad_state_in_prompt": (False,),
+        "resize": _CENTRED,
+        "units": ("robot", "aloha_pi"),
+    },
+    "lerobot": {"pad_state_in_prompt": (False,), "resize": _CENTRED, "units": ("robot",)},
 }
 
 
