@@ -264,21 +264,42 @@ def test_lerobot_0_4_and_0_5_0_look_alike(lerobot: Path, tmp_path: Path) -> None
         assert read_policy(directory, {"resize": resize}, ARM6).config.pad_state_in_prompt == is_padded
 
 
-def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) -> None:
-    settings = {"resize_imgs_with_padding": [224, 224], "adapt_to_pi_aloha": True}
-    aloha = RobotSpec.from_yaml("aloha")
-    directory = lerobot_policy(tmp_path, PI0, plain_stats(14, 14), aloha.cameras, **settings)
+def lerobot_v03(
+    directory: Path, joints: int, cameras: tuple[str, ...], statistics: dict[str, float], **changes: Any
+) -> Path:
+    """As LeRobot up to 0.3 writes it: no processors, statistics among the weights."""
+    changes = {"resize_imgs_with_padding": [224, 224], **changes}
+    lerobot_policy(directory, PI0, plain_stats(joints, joints), cameras, **changes)
+    change(directory, "config.json", lambda values: values.pop("use_relative_actions"))
     for file in directory.glob("policy_*"):
         file.unlink()
     tensors = load_file(directory / "model.safetensors")
     for feature, group in (("observation_state", "normalize_inputs"), ("action", "unnormalize_outputs")):
-        for statistic, value in (("mean", 3.0), ("std", 2.0)):
-            tensors[f"{group}.buffer_{feature}.{statistic}"] = torch.full((14,), value)
+        for statistic, value in statistics.items():
+            tensors[f"{group}.buffer_{feature}.{statistic}"] = torch.full((joints,), value)
     save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) -> None:
+    aloha = RobotSpec.from_yaml("aloha")
+    directory = lerobot_v03(tmp_path, 14, aloha.cameras, {"mean": 3.0, "std": 2.0}, adapt_to_pi_aloha=True)
     files = read_policy(directory, robot=aloha)
     assert (files.config.resize, files.config.units) == ("lerobot_v03", "lerobot_aloha_pi")
     assert files.norm_stats.state.mean.tolist() == [3.0] * 14
     assert files.norm_stats.actions.std.tolist() == [2.0] * 14
+
+
+def test_a_base_model_of_lerobot_0_3_has_neither_features_nor_statistics(tmp_path: Path) -> None:
+    nothing = {"mean": np.inf, "std": np.inf}
+    directory = lerobot_v03(tmp_path, 7, (), nothing, input_features={}, output_features={})
+    with pytest.raises(ConfigError, match=r"does not tell robot \(.*cameras \("):
+        read_policy(directory)
+    given = {"left_wrist_0_rgb": "left_wrist_0_rgb", "base_0_rgb": "base_0_rgb"}
+    with pytest.raises(CheckpointError, match="has no statistics"):
+        read_policy(directory, {"cameras": given}, ARM6)
+    stats().save(directory / "norm_stats.json")
+    assert [*read_policy(directory, {"cameras": given}, ARM6).config.cameras] == ["base_0_rgb", "left_wrist_0_rgb"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     normalizer = steps.get("normalizer_processor", {})
     renamed = _object(steps.get("rename_observations_processor", {}).get("rename_map"))
     settings: dict[str, Any] = {
-        "cameras": _cameras(config, renamed, checkpoint.directory),
+        "cameras": _cameras(config, renamed),
         "norm": _norm(normalizer.get("norm_map") or config.get("normalization_mapping"), checkpoint.directory),
         "norm_rule": "lerobot",
         "norm_eps": normalizer.get("eps", LEROBOT_EPS),
@@ -57,6 +57,8 @@ def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 def lerobot_stats(checkpoint: Checkpoint) -> NormStats | None:
     """The statistics of its processors, or those that LeRobot up to 0.3 kept among the weights; None without any.
 
+    The latter are infinite where it never saw values.
+
     Raises:
         CheckpointError: they are incomplete or damaged.
     """
@@ -64,7 +66,7 @@ def lerobot_stats(checkpoint: Checkpoint) -> NormStats | None:
     for name, tensor in checkpoint.extras.items():  # normalize_inputs.buffer_observation_state.mean
         for feature in LEROBOT_FEATURES:
             buffer, _, statistic = name.rpartition(".")
-            if buffer.endswith(f".buffer_{feature.replace('.', '_')}"):
+            if buffer.endswith(f".buffer_{feature.replace('.', '_')}") and not tensor.isinf().all():
                 arrays.setdefault(f"{feature}.{statistic}", tensor.double().numpy())
     return NormStats.from_lerobot(arrays, str(checkpoint.directory)) if arrays else None
 
@@ -154,13 +156,16 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _cameras(config: Mapping[str, Any], renamed: Mapping[str, Any], directory: Path) -> dict[str, str | None]:
-    """What each image slot is named after, in the order of the prefix; empty ones are None."""
+def _cameras(config: Mapping[str, Any], renamed: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """What each image slot is named after, in the order of the prefix; empty ones are None, as is all of a base model.
+
+    LeRobot 0.3 wrote base models, which were openpi's, without any features.
+    """
     origins = {str(after): str(before) for before, after in renamed.items()}
     features = _object(config.get("input_features"))
     images = [name for name, each in features.items() if _object(each).get("type") == "VISUAL"]
     if not images:
-        raise CheckpointError(f"{directory} has no image among the input_features of config.json.")
+        return None
     slots = {_short(name): _short(origins.get(name, name)) for name in images}
     return {slot: None if slot.startswith("empty_camera") else name for slot, name in slots.items()}
 
