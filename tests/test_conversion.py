@@ -57,6 +57,17 @@ def test_there_and_back_again_is_the_same_policy(policy: Path, to: Any, tmp_path
     np.testing.assert_allclose(after, before, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("to", ["pi0_control", *FORMATS])
+def test_a_base_model_has_no_statistics_in_any_format(policy: Path, to: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(policy, base)
+    (base / "norm_stats.json").unlink()
+    convert(base, tmp_path / "out", to)
+    settings = None if to == "pi0_control" else json.loads((policy / "policy.json").read_text(encoding="utf-8"))
+    assert read_policy(tmp_path / "out", settings).norm_stats is None
+    assert_same(state_of(tmp_path / "out"), state_of(policy))
+
+
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
 def test_a_jax_checkpoint_becomes_openpis_own_pytorch_with_its_statistics(dtype: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorstore", reason="the optional reader of orbax directories is not installed")

@@ -50,7 +50,7 @@ def test_each_preset_plays_its_checkpoint(tmp_path: Path, name: str) -> None:
     joints = len(robot.joints)
     commanded = joints - len(preset.get("uncommanded", ()))
     is_pi05 = name.startswith("pi05")
-    assets = {preset["asset"]: plain_stats(joints, commanded), "another": plain_stats(3, 3)}
+    assets = {preset["usual_asset"]: plain_stats(joints, commanded), "another": plain_stats(3, 3)}
     directory = openpi_policy(tmp_path, PI05 if is_pi05 else PI0, assets)
     policy = Pi0Policy.from_pretrained(directory, policy_config=name)
     assert policy.robot == robot
@@ -133,10 +133,20 @@ def test_the_asset_is_chosen_and_the_others_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="asset 'droid'"):
         read_policy(directory, OURS, asset="droid")
     shutil.rmtree(directory / "assets" / "arm")
-    assert len(read_policy(directory, {**OURS, "asset": "elsewhere"}).norm_stats.state.mean) == 32  # the only one
+    assert len(read_policy(directory, {**OURS, "usual_asset": "elsewhere"}).norm_stats.state.mean) == 32  # the only one
+    with pytest.raises(CheckpointError, match=r"asset 'elsewhere'; give one of \['lab/arm6'\]"):
+        read_policy(directory, {**OURS, "asset": "elsewhere"})
     shutil.rmtree(directory / "assets")
-    with pytest.raises(CheckpointError, match="copy the folder assets"):
-        read_policy(directory, OURS)
+    with pytest.raises(CheckpointError, match=r"asset 'lab/arm6'; give one of \[\]"):
+        read_policy(directory, OURS, asset="lab/arm6")
+
+
+def test_a_base_model_without_statistics_is_no_policy_yet(tmp_path: Path) -> None:
+    directory = openpi_policy(tmp_path, PI0, {})
+    files = read_policy(directory, OURS)
+    assert files.norm_stats is None
+    with pytest.raises(CheckpointError, match="has no statistics; copy the folder assets"):
+        Pi0Policy.from_pretrained(directory, policy_config=OURS)
 
 
 def test_the_tokenizer_is_in_beside_or_given(openpi: Path, tmp_path: Path) -> None:
@@ -296,8 +306,7 @@ def test_a_base_model_of_lerobot_0_3_has_neither_features_nor_statistics(tmp_pat
     with pytest.raises(ConfigError, match=r"does not tell robot \(.*cameras \("):
         read_policy(directory)
     given = {"left_wrist_0_rgb": "left_wrist_0_rgb", "base_0_rgb": "base_0_rgb"}
-    with pytest.raises(CheckpointError, match="has no statistics"):
-        read_policy(directory, {"cameras": given}, ARM6)
+    assert read_policy(directory, {"cameras": given}, ARM6).norm_stats is None
     stats().save(directory / "norm_stats.json")
     assert [*read_policy(directory, {"cameras": given}, ARM6).config.cameras] == ["base_0_rgb", "left_wrist_0_rgb"]
 

@@ -49,7 +49,9 @@ def export(files: "PolicyFiles", directory: Path, to: Literal["openpi", "lerobot
 
 
 def _export_openpi(files: "PolicyFiles", directory: Path) -> None:
-    """Statistics under the robot's name; everything else is in openpi's own configurations."""
+    """Statistics under the robot's name, if there are any; everything else is in openpi's own configurations."""
+    if files.norm_stats is None:
+        return
     assets = directory / "assets" / files.config.robot.name
     assets.mkdir(parents=True)
     parts = (files.norm_stats.state, files.norm_stats.actions)
@@ -62,10 +64,10 @@ def _export_lerobot(files: "PolicyFiles", directory: Path) -> None:
     config = files.config
     _write_json(directory / "config.json", _lerobot_config(config))
     processors = _processors(config)
-    tensors = files.norm_stats.to_lerobot()
+    tensors = {} if files.norm_stats is None else files.norm_stats.to_lerobot()
     for name, steps in processors.items():
         for index, step in enumerate(steps):
-            if step["registry_name"] in ("normalizer_processor", "unnormalizer_processor"):
+            if tensors and step["registry_name"] in ("normalizer_processor", "unnormalizer_processor"):
                 step["state_file"] = f"{name}_step_{index}_{step['registry_name']}.safetensors"
                 save_file(tensors, directory / step["state_file"])
         _write_json(directory / f"{name}.json", {"name": name, "steps": steps})

@@ -30,16 +30,29 @@ class PolicyFiles:
     Attributes:
         directory: where it is.
         config: how it is used.
-        norm_stats: its statistics.
+        norm_stats: its statistics; None where a base model has none, which keeps it from being played.
         tokenizer: the file of its vocabulary, None where there is none, which keeps it from being played.
         checkpoint: its weights, not yet read.
     """
 
     directory: Path
     config: PolicyConfig
-    norm_stats: NormStats
+    norm_stats: NormStats | None
     tokenizer: Path | None
     checkpoint: Checkpoint = field(repr=False)
+
+    def require_norm_stats(self) -> NormStats:
+        """Its statistics.
+
+        Raises:
+            CheckpointError: there are none; says where they are looked for.
+        """
+        if self.norm_stats is None:
+            raise CheckpointError(
+                f"{self.directory} has no statistics; copy the folder {ASSETS_DIR} of the checkpoint it comes from "
+                f"into it, or a {STATS_FILE}. A base model has none: fine-tune it first."
+            )
+        return self.norm_stats
 
     def require_tokenizer(self) -> Path:
         """The file of its vocabulary.
@@ -57,7 +70,8 @@ class PolicyFiles:
     def save(self, directory: str | Path) -> None:
         """Write all of a policy directory of ours but the weights, policy.json last."""
         directory = Path(directory)
-        write_file(directory / STATS_FILE, self.norm_stats.save)
+        if self.norm_stats is not None:
+            write_file(directory / STATS_FILE, self.norm_stats.save)
         if self.tokenizer is not None:
             tokenizer = self.tokenizer
             write_file(directory / TOKENIZER_FILE, lambda partial: shutil.copyfile(tokenizer, partial))
@@ -99,9 +113,10 @@ def read_policy(
     if checkpoint.format != "pi0_control":
         settings = merge(read_settings(file if file.is_file() else None), read_settings(policy_config))
         config = _public_config(checkpoint, settings, robot)
-        norm_stats = _public_stats(checkpoint, asset, settings.get("asset"))
+        norm_stats = _public_stats(checkpoint, asset or settings.get("asset"), settings.get("usual_asset"))
     elif policy_config is None and asset is None:
-        config, norm_stats = PolicyConfig.load(file), NormStats.load(directory / STATS_FILE)
+        config, statistics = PolicyConfig.load(file), directory / STATS_FILE
+        norm_stats = NormStats.load(statistics) if statistics.is_file() else None
     else:
         raise ConfigError(f"{file} says it all; expected neither a policy config nor an asset beside it.")
     if robot is not None:
@@ -157,22 +172,20 @@ def assets_of(directory: Path) -> dict[str, Path]:
     return {path.parent.relative_to(root).as_posix(): path for path in sorted(root.glob(f"**/{STATS_FILE}"))}
 
 
-def _public_stats(checkpoint: Checkpoint, asset: str | None, preferred: str | None) -> NormStats:
-    """Those of the asset asked for, else beside the weights, else LeRobot's, else of the preferred or only asset."""
+def _public_stats(checkpoint: Checkpoint, asset: str | None, usual: str | None) -> NormStats | None:
+    """Those of the asset asked for, else beside the weights, else LeRobot's, else of the usual or only asset, or none.
+
+    Raises:
+        CheckpointError: not of the asset asked for, or of several others; they are listed. Or the file is damaged.
+    """
     directory, assets = checkpoint.directory, assets_of(checkpoint.directory)
-    if asset is None and (directory / STATS_FILE).is_file():
-        return NormStats.load(directory / STATS_FILE)
-    if asset is None and checkpoint.format == "lerobot":
-        found = lerobot_stats(checkpoint)
-        if found is not None:
-            return found
     if asset is None:
-        asset = preferred if preferred in assets or len(assets) != 1 else next(iter(assets))
-    if asset in assets:
-        return NormStats.load(assets[asset])
-    if assets:
+        if (directory / STATS_FILE).is_file():
+            return NormStats.load(directory / STATS_FILE)
+        found = lerobot_stats(checkpoint) if checkpoint.format == "lerobot" else None
+        if found is not None or not assets:
+            return found
+        asset = usual if usual in assets or len(assets) > 1 else next(iter(assets))
+    if asset not in assets:
         raise CheckpointError(f"{directory} has no statistics of asset {asset!r}; give one of {list(assets)}.")
-    raise CheckpointError(
-        f"{directory} has no statistics; copy the folder {ASSETS_DIR} of the checkpoint it comes from into it, or a "
-        f"{STATS_FILE}."
-    )
+    return NormStats.load(assets[asset])

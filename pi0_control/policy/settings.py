@@ -19,7 +19,7 @@ from pi0_control.policy.config import CAMERA_SLOTS, FORMAT_VERSION, PolicyConfig
 from pi0_control.robot import RobotSpec
 
 PRESETS_FILE = Path(__file__).with_name("presets.yaml")
-EXTRA_KEYS = ("asset", "preset")  # that policy.json does not have
+EXTRA_KEYS = ("asset", "usual_asset", "preset")  # that policy.json does not have
 UNKNOWN = {
     "robot": "what it drives: the name of a bundled robot or a robot file",
     "model.action_horizon": "the number of actions in a chunk",
