@@ -264,6 +264,35 @@ def test_lerobot_s_relative_actions_leave_named_joints_absolute(tmp_path: Path) 
     assert read_policy(directory, robot=ARM6).config.delta_mask == (True,) * 6 + (False,)
 
 
+def test_actions_in_another_order_than_the_robot_s_joints_are_refused(tmp_path: Path) -> None:
+    names = [f"{name}.pos" for name in ("gripper", *ARM6.joint_names[:-1])]
+    directory = lerobot_policy(tmp_path, PI0, stats(), ARM_CAMERAS, action_feature_names=names)
+    change(directory, "policy_preprocessor.json", lambda values: values["steps"][1]["config"].pop("action_names"))
+    with pytest.raises(RobotMismatchError, match=r"order \['gripper', 'waist', .*robot 'arm6' has \['waist', "):
+        read_policy(directory, robot=ARM6)
+    other = ["another", *names[1:]]  # of no joint: nothing is known
+    change(directory, "config.json", lambda values: values.update(action_feature_names=other))
+    assert read_policy(directory, robot=ARM6).config.action_space == "joint_absolute"
+
+
+def test_actions_without_a_name_are_relative(tmp_path: Path) -> None:
+    names = [f"{name}.pos" for name in ARM6.joint_names[:2]]
+    relative = {"use_relative_actions": True, "relative_exclude_joints": ["waist"], "action_feature_names": names}
+    directory = lerobot_policy(tmp_path, PI0, stats(), ARM_CAMERAS, **relative)
+    assert read_policy(directory, robot=ARM6).config.delta_mask == (False,) + (True,) * 6
+
+
+@pytest.mark.parametrize("name", ["min_period", "max_period"])
+def test_another_encoding_of_the_time_is_refused(lerobot: Path, tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(lerobot, directory)
+    change(directory, "config.json", lambda values: values.update(min_period=4e-3, max_period=4.0))
+    assert read_policy(directory, robot=ARM6)
+    change(directory, "config.json", lambda values: values.update({name: 1.0}))
+    with pytest.raises(CheckpointError, match=rf"has {name} 1\.0; expected 0?[4.]"):
+        read_policy(directory, robot=ARM6)
+
+
 def test_lerobot_0_4_and_0_5_0_look_alike(lerobot: Path, tmp_path: Path) -> None:
     directory = tmp_path / "old"
     shutil.copytree(lerobot, directory)
@@ -280,7 +309,8 @@ def lerobot_v03(
     """As LeRobot up to 0.3 writes it: no processors, statistics among the weights."""
     changes = {"resize_imgs_with_padding": [224, 224], **changes}
     lerobot_policy(directory, PI0, plain_stats(joints, joints), cameras, **changes)
-    change(directory, "config.json", lambda values: values.pop("use_relative_actions"))
+    for name in ("use_relative_actions", "num_inference_steps"):
+        change(directory, "config.json", lambda values, name=name: values.pop(name))
     for file in directory.glob("policy_*"):
         file.unlink()
     tensors = load_file(directory / "model.safetensors")
@@ -293,8 +323,9 @@ def lerobot_v03(
 
 def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) -> None:
     aloha = RobotSpec.from_yaml("aloha")
-    directory = lerobot_v03(tmp_path, 14, aloha.cameras, {"mean": 3.0, "std": 2.0}, adapt_to_pi_aloha=True)
+    directory = lerobot_v03(tmp_path, 14, aloha.cameras, {"mean": 3.0, "std": 2.0}, adapt_to_pi_aloha=True, num_steps=5)
     files = read_policy(directory, robot=aloha)
+    assert files.config.num_steps == 5
     assert (files.config.resize, files.config.units) == ("lerobot_v03", "lerobot_aloha_pi")
     assert files.norm_stats.state.mean.tolist() == [3.0] * 14
     assert files.norm_stats.actions.std.tolist() == [2.0] * 14
@@ -316,6 +347,7 @@ def test_a_base_model_of_lerobot_0_3_has_neither_features_nor_statistics(tmp_pat
     [
         ({"state_file": "../x"}, r"state_file '\.\./x'"),
         ({"state_file": "x.safetensors"}, "no weight file"),
+        ({"config": {"normalize_observation_keys": ["top"]}}, r"normalises \['top'\] of the observation; expected obs"),
         ({"config": {"norm_map": {"STATE": "QUANTILE10", "ACTION": "QUANTILE10"}}}, "normalises .*QUANTILE10"),
         ({"config": {"norm_map": {"STATE": "MIN_MAX", "ACTION": "QUANTILES"}}}, "for both"),
         ({"config": {"norm_map": {"VISUAL": "MEAN_STD", "STATE": "QUANTILES", "ACTION": "QUANTILES"}}}, "images by"),
