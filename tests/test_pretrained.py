@@ -192,6 +192,33 @@ def test_settings_are_strict(openpi: Path, settings: Any, error: type[Pi0Error],
         read_policy(openpi, settings)
 
 
+def test_settings_change_a_horizon_that_a_file_tells(openpi: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(openpi, directory)
+    (directory / "config.json").write_text(json.dumps({"action_horizon": 10}))
+    assert read_policy(directory, {**OURS, "model": {}}).config.model.action_horizon == 10
+    assert Pi0Policy.from_pretrained(directory, policy_config=OURS).horizon == 6
+
+
+def test_a_tokenizer_of_a_smaller_model_is_refused(tmp_path: Path) -> None:
+    large = dataclasses.replace(PI0, vocab_size=300)
+    directory = openpi_policy(tmp_path / "run" / "checkpoint", large, {"arm6": stats()})
+    (directory / "paligemma_tokenizer.model").rename(tmp_path / "run" / "tokenizer.model")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model has 256 pieces; expected about .* of 300"):
+        read_policy(directory, OURS)
+
+
+def test_a_policy_for_real_time_chunking_stays_one_or_is_not_exported(tmp_path: Path) -> None:
+    pi0 = read_policy(openpi_policy(tmp_path / "pi0", PI0, {"arm6": stats()}), {**OURS, "rtc_max_delay": 2})
+    for to in ("openpi", "lerobot"):
+        with pytest.raises(ConfigError, match=f"{to} has no rtc_max_delay 2"):
+            pi0.export(tmp_path, to)
+    directory = openpi_policy(tmp_path / "pi05", PI05, {"arm6": stats()})
+    pi05 = read_policy(directory, {**OURS, "rtc_max_delay": 2, "discrete_state_input": True})
+    pi05.export(public_weights(tmp_path / "lerobot", PI05, "model."), "lerobot")
+    assert read_policy(tmp_path / "lerobot", robot=ARM6).config.rtc_max_delay == 2
+
+
 def test_slots_keep_the_order_of_the_prefix(openpi: Path, lerobot: Path) -> None:
     given = {"extra": "right_wrist_0_rgb", "left_wrist_0_rgb": "left_wrist_0_rgb", "base_0_rgb": "base_0_rgb"}
     files = read_policy(openpi, {**OURS, "cameras": given})

@@ -24,6 +24,7 @@ _POSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "norm": ("z_score", "quantile"),
         "pad_state_in_prompt": (False,),
         "resize": _CENTRED,
+        "rtc_max_delay": (0,),
         "units": ("robot", "aloha_pi"),
     },
     "lerobot": {"pad_state_in_prompt": (False,), "resize": _CENTRED, "units": ("robot",)},
@@ -41,6 +42,8 @@ def export(files: "PolicyFiles", directory: Path, to: Literal["openpi", "lerobot
     problems = {f"{name} {value!r}" for name, (value, values) in settings.items() if value not in values}
     if to == "lerobot" and config.discrete_state_input != (config.model.state_input == "none"):
         problems.add(f"discrete_state_input {config.discrete_state_input}")
+    if to == "lerobot" and config.rtc_max_delay and config.model.state_input == "token":
+        problems.add(f"rtc_max_delay {config.rtc_max_delay} for π0")
     if problems:
         raise ConfigError(f"{to} has no {', '.join(sorted(problems))}, which the policy needs.")
     (_export_openpi if to == "openpi" else _export_lerobot)(files, directory)
@@ -76,6 +79,7 @@ def _export_lerobot(files: "PolicyFiles", directory: Path) -> None:
 def _lerobot_config(config: "PolicyConfig") -> dict[str, Any]:
     model = config.model
     inputs, outputs = _features(config)
+    delay = {"rtc_training_max_delay": config.rtc_max_delay} if config.rtc_max_delay else {}  # 0.6.1 has no such entry
     return {
         "type": "pi05" if model.state_input == "none" else "pi0",
         "n_obs_steps": 1,
@@ -90,6 +94,7 @@ def _lerobot_config(config: "PolicyConfig") -> dict[str, Any]:
         "input_features": inputs,
         "output_features": outputs,
         **dict(zip(_RELATIVE, _relative(config).values(), strict=True)),
+        **delay,
     }
 
 

@@ -9,16 +9,19 @@ from typing import Any, Literal
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.files import write_file
 from pi0_control.model.checkpoints import Checkpoint, locate, open_checkpoint
+from pi0_control.model.config import Pi0Config
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.export import export
 from pi0_control.policy.lerobot import check_features, lerobot_camera_stats, lerobot_settings, lerobot_stats
 from pi0_control.policy.norm_stats import NormStats
 from pi0_control.policy.settings import build_config, merge, read_settings
+from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.robot import RobotSpec
 
 POLICIES_DIR = Path(__file__).parents[1] / "policies"
 CONFIG_FILE, WEIGHTS_FILE = "policy.json", "model.safetensors"
 STATS_FILE, TOKENIZER_FILE, ASSETS_DIR = "norm_stats.json", "tokenizer.model", "assets"
+LEAST_SHARE = 0.9  # of a public model's vocabulary that its tokenizer has; Gemma's has 256000 of PaliGemma's 257152
 TOKENIZER_FILES = (TOKENIZER_FILE, "paligemma_tokenizer.model", f"tokenizer/{TOKENIZER_FILE}")
 Given = str | Path | Mapping[str, Any] | None
 
@@ -121,7 +124,10 @@ def read_policy(
         raise ConfigError(f"{file} says it all; expected neither a policy config nor an asset beside it.")
     if robot is not None:
         config.check_robot(robot)
-    return PolicyFiles(directory, config, norm_stats, find_tokenizer(directory, tokenizer), checkpoint)
+    pieces = find_tokenizer(directory, tokenizer)
+    if pieces is not None and checkpoint.format != "pi0_control":
+        _check_vocabulary(pieces, config.model)
+    return PolicyFiles(directory, config, norm_stats, pieces, checkpoint)
 
 
 def _public_config(checkpoint: Checkpoint, settings: Mapping[str, Any], robot: RobotSpec | None) -> PolicyConfig:
@@ -164,6 +170,20 @@ def find_tokenizer(directory: Path, given: str | Path | None = None) -> Path | N
         return Path(given)
     places = (folder / name for folder in (directory, directory.resolve().parent) for name in TOKENIZER_FILES)
     return next((place for place in places if place.is_file()), None)
+
+
+def _check_vocabulary(tokenizer: Path, model: Pi0Config) -> None:
+    """Refuse the tokenizer of another model, which may lie beside a public checkpoint.
+
+    Raises:
+        CheckpointError: it has far fewer pieces than the model.
+    """
+    size = Tokenizer(tokenizer, model.max_token_len).vocab_size
+    if size < LEAST_SHARE * model.vocab_size:
+        raise CheckpointError(
+            f"Tokenizer {tokenizer} has {size} pieces; expected about the model's vocabulary of {model.vocab_size}. "
+            "Name PaliGemma's SentencePiece file as the tokenizer."
+        )
 
 
 def assets_of(directory: Path) -> dict[str, Path]:

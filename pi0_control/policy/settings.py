@@ -14,6 +14,7 @@ import yaml
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.files import read_json
 from pi0_control.model.checkpoints import Checkpoint
+from pi0_control.model.checkpoints.sizes import UNTOLD
 from pi0_control.model.config import Pi0Config
 from pi0_control.policy.config import CAMERA_SLOTS, FORMAT_VERSION, PolicyConfig
 from pi0_control.robot import RobotSpec
@@ -182,7 +183,7 @@ def _model(given: Mapping[str, Any], checkpoint: Checkpoint) -> Pi0Config:
     config = checkpoint.config
     told = {item.name: getattr(config, item.name) for item in fields(config)}
     told["vision"] = config.to_dict()["vision"]
-    free = {*checkpoint.assumed, "num_cameras", "max_token_len", "attn_backend"}
+    free = {*checkpoint.assumed, *UNTOLD, "attn_backend"}
     for name, value in given.items():
         if name not in told or (name not in free and value != told[name]):
             raise ConfigError(
