@@ -206,6 +206,8 @@ def test_a_tokenizer_of_a_smaller_model_is_refused(tmp_path: Path) -> None:
     (directory / "paligemma_tokenizer.model").rename(tmp_path / "run" / "tokenizer.model")
     with pytest.raises(CheckpointError, match=r"tokenizer\.model has 256 pieces; expected about .* of 300"):
         read_policy(directory, OURS)
+    named = tmp_path / "run" / "tokenizer.model"
+    assert read_policy(directory, OURS, tokenizer=named).tokenizer == named
 
 
 def test_a_policy_for_real_time_chunking_stays_one_or_is_not_exported(tmp_path: Path) -> None:

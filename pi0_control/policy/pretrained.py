@@ -125,7 +125,7 @@ def read_policy(
     if robot is not None:
         config.check_robot(robot)
     pieces = find_tokenizer(directory, tokenizer)
-    if pieces is not None and checkpoint.format != "pi0_control":
+    if pieces is not None and tokenizer is None and checkpoint.format != "pi0_control":
         _check_vocabulary(pieces, config.model)
     return PolicyFiles(directory, config, norm_stats, pieces, checkpoint)
 
@@ -173,7 +173,7 @@ def find_tokenizer(directory: Path, given: str | Path | None = None) -> Path | N
 
 
 def _check_vocabulary(tokenizer: Path, model: Pi0Config) -> None:
-    """Refuse the tokenizer of another model, which may lie beside a public checkpoint.
+    """Refuse a tokenizer of another model that was found beside a public checkpoint.
 
     Raises:
         CheckpointError: it has far fewer pieces than the model.
