@@ -102,6 +102,18 @@ def test_public_files_of_ours_come_back_bit_exact_with_everything_about_the_mode
     assert all(again[name].dtype == state[name].dtype and torch.equal(again[name], state[name]) for name in state)
 
 
+def test_a_config_json_may_complete_the_header_but_not_contradict_it(tmp_path: Path) -> None:
+    config, file = replace(TINY, max_token_len=30), tmp_path / "model.safetensors"
+    save_openpi(make_model(config).state_dict(), config, file, "model.", ["action_horizon", "num_cameras"])
+    settings = {"type": "pi0", "chunk_size": 20, "tokenizer_max_length": 30}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.config, checkpoint.assumed) == (replace(config, action_horizon=20), ("num_cameras",))
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "tokenizer_max_length": 31}))
+    with pytest.raises(CheckpointError, match=r"config\.json says max_token_len 31 and the header .* 30; expected the"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["pi0", "pi05"])
 def test_files_for_openpi_have_its_names_and_shapes(name: str) -> None:
     config = Pi0Config.preset(name)

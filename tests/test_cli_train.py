@@ -41,7 +41,8 @@ def test_every_option_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None
     with redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
         pi0(monkeypatch, "--help")
     text = re.sub(r"[│\s]+", " ", out.getvalue())
-    for name in ("robot", "variant", "cameras", "keep_norm_stats", *(field.name for field in fields(TrainConfig))):
+    names = ("robot", "variant", "cameras", "keep_norm_stats", "policy_config", "asset", "tokenizer")
+    for name in (*names, *(field.name for field in fields(TrainConfig))):
         option = re.search(rf"--{name.replace('_', '-')}[ ,](.*?)\(default", text)
         assert option, name
         assert len(re.findall(r"\b[a-z]{2,}\b", option[1])) >= 2, name  # words, not only the type
@@ -95,3 +96,6 @@ def test_a_policy_to_start_from_brings_its_robot(
     with pytest.raises(SystemExit):
         pi0(monkeypatch, "--dataset", "x", "--out", "y", "--keep-norm-stats")
     assert "keep_norm_stats is set without init" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        pi0(monkeypatch, "--dataset", "x", "--out", "y", "--policy-config", "pi0_aloha", "--asset", "trossen")
+    assert "Got ['asset', 'policy_config'] without init" in re.sub(r"[│\s]+", " ", capsys.readouterr().err)

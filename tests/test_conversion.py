@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoint_files import GOLDEN, golden_tensors, torch_directory
 from policy_parts import ARM6, TINY, TINY05, make_policy, observe
+from public_policies import PI0, openpi_policy, plain_stats
 from torch import Tensor
 
 from pi0_control import cli
@@ -20,6 +21,7 @@ from pi0_control.model.checkpoints import open_checkpoint
 from pi0_control.model.config import Pi0Config, SiglipConfig
 from pi0_control.policy import Pi0Policy, PolicyConfig, read_policy
 from pi0_control.policy.conversion import convert
+from pi0_control.policy.settings import presets
 
 VISION = SiglipConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_dim=24)
 FORMATS = ["openpi", "lerobot"]
@@ -57,6 +59,17 @@ def test_there_and_back_again_is_the_same_policy(policy: Path, to: Any, tmp_path
     np.testing.assert_allclose(after, before, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("to", ["pi0_control", *FORMATS])
+def test_a_base_model_has_no_statistics_in_any_format(policy: Path, to: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(policy, base)
+    (base / "norm_stats.json").unlink()
+    convert(base, tmp_path / "out", to)
+    settings = None if to == "pi0_control" else json.loads((policy / "policy.json").read_text(encoding="utf-8"))
+    assert read_policy(tmp_path / "out", settings).norm_stats is None
+    assert_same(state_of(tmp_path / "out"), state_of(policy))
+
+
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
 def test_a_jax_checkpoint_becomes_openpis_own_pytorch_with_its_statistics(dtype: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorstore", reason="the optional reader of orbax directories is not installed")
@@ -72,6 +85,24 @@ def test_a_jax_checkpoint_becomes_openpis_own_pytorch_with_its_statistics(dtype:
     assert checkpoint.config == original.config
     assert checkpoint.assumed == original.assumed  # what was not known is not known now
     assert_same(checkpoint.state(), original.state({"bfloat16": torch.bfloat16}.get(dtype)))
+
+
+@pytest.mark.parametrize("policy_config", [None, "pi0_aloha"])
+def test_an_openpi_directory_keeps_what_surrounds_its_weights(policy_config: str | None, tmp_path: Path) -> None:
+    assets = {"trossen": plain_stats(14, 14), "lab/franka": plain_stats(8, 8)}
+    source = openpi_policy(tmp_path / "source", PI0, assets)
+    (source / "policy.json").write_text(json.dumps(presets()["pi0_aloha"]), encoding="utf-8")
+    plain_stats(14, 14).save(source / "norm_stats.json")
+    convert(source, tmp_path / "out", "openpi", policy_config=policy_config)
+    before, after = (
+        {path.relative_to(root) for path in root.rglob("*") if path.is_file()} for root in (source, tmp_path / "out")
+    )
+    assert after == {*before, Path("config.json")}
+    for name in {*before} - {Path("model.safetensors")}:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    tokenizer = (source / "paligemma_tokenizer.model").rename(tmp_path / "given.model")
+    convert(source, tmp_path / "told", "openpi", policy_config=policy_config, tokenizer=tokenizer)
+    assert read_policy(tmp_path / "told", "pi0_aloha").require_tokenizer().read_bytes() == tokenizer.read_bytes()
 
 
 def test_a_lerobot_directory_keeps_its_processors(tmp_path: Path) -> None:

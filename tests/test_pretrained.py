@@ -50,7 +50,7 @@ def test_each_preset_plays_its_checkpoint(tmp_path: Path, name: str) -> None:
     joints = len(robot.joints)
     commanded = joints - len(preset.get("uncommanded", ()))
     is_pi05 = name.startswith("pi05")
-    assets = {preset["asset"]: plain_stats(joints, commanded), "another": plain_stats(3, 3)}
+    assets = {preset["usual_asset"]: plain_stats(joints, commanded), "another": plain_stats(3, 3)}
     directory = openpi_policy(tmp_path, PI05 if is_pi05 else PI0, assets)
     policy = Pi0Policy.from_pretrained(directory, policy_config=name)
     assert policy.robot == robot
@@ -133,10 +133,20 @@ def test_the_asset_is_chosen_and_the_others_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="asset 'droid'"):
         read_policy(directory, OURS, asset="droid")
     shutil.rmtree(directory / "assets" / "arm")
-    assert len(read_policy(directory, {**OURS, "asset": "elsewhere"}).norm_stats.state.mean) == 32  # the only one
+    assert len(read_policy(directory, {**OURS, "usual_asset": "elsewhere"}).norm_stats.state.mean) == 32  # the only one
+    with pytest.raises(CheckpointError, match=r"asset 'elsewhere'; give one of \['lab/arm6'\]"):
+        read_policy(directory, {**OURS, "asset": "elsewhere"})
     shutil.rmtree(directory / "assets")
-    with pytest.raises(CheckpointError, match="copy the folder assets"):
-        read_policy(directory, OURS)
+    with pytest.raises(CheckpointError, match=r"asset 'lab/arm6'; give one of \[\]"):
+        read_policy(directory, OURS, asset="lab/arm6")
+
+
+def test_a_base_model_without_statistics_is_no_policy_yet(tmp_path: Path) -> None:
+    directory = openpi_policy(tmp_path, PI0, {})
+    files = read_policy(directory, OURS)
+    assert files.norm_stats is None
+    with pytest.raises(CheckpointError, match="has no statistics; copy the folder assets"):
+        Pi0Policy.from_pretrained(directory, policy_config=OURS)
 
 
 def test_the_tokenizer_is_in_beside_or_given(openpi: Path, tmp_path: Path) -> None:
@@ -180,6 +190,35 @@ def test_the_tokenizer_is_in_beside_or_given(openpi: Path, tmp_path: Path) -> No
 def test_settings_are_strict(openpi: Path, settings: Any, error: type[Pi0Error], words: str) -> None:
     with pytest.raises(error, match=words):
         read_policy(openpi, settings)
+
+
+def test_settings_change_a_horizon_that_a_file_tells(openpi: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(openpi, directory)
+    (directory / "config.json").write_text(json.dumps({"action_horizon": 10}))
+    assert read_policy(directory, {**OURS, "model": {}}).config.model.action_horizon == 10
+    assert Pi0Policy.from_pretrained(directory, policy_config=OURS).horizon == 6
+
+
+def test_a_tokenizer_of_a_smaller_model_is_refused(tmp_path: Path) -> None:
+    large = dataclasses.replace(PI0, vocab_size=300)
+    directory = openpi_policy(tmp_path / "run" / "checkpoint", large, {"arm6": stats()})
+    (directory / "paligemma_tokenizer.model").rename(tmp_path / "run" / "tokenizer.model")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model has 256 pieces; expected about .* of 300"):
+        read_policy(directory, OURS)
+    named = tmp_path / "run" / "tokenizer.model"
+    assert read_policy(directory, OURS, tokenizer=named).tokenizer == named
+
+
+def test_a_policy_for_real_time_chunking_stays_one_or_is_not_exported(tmp_path: Path) -> None:
+    pi0 = read_policy(openpi_policy(tmp_path / "pi0", PI0, {"arm6": stats()}), {**OURS, "rtc_max_delay": 2})
+    for to in ("openpi", "lerobot"):
+        with pytest.raises(ConfigError, match=f"{to} has no rtc_max_delay 2"):
+            pi0.export(tmp_path, to)
+    directory = openpi_policy(tmp_path / "pi05", PI05, {"arm6": stats()})
+    pi05 = read_policy(directory, {**OURS, "rtc_max_delay": 2, "discrete_state_input": True})
+    pi05.export(public_weights(tmp_path / "lerobot", PI05, "model."), "lerobot")
+    assert read_policy(tmp_path / "lerobot", robot=ARM6).config.rtc_max_delay == 2
 
 
 def test_slots_keep_the_order_of_the_prefix(openpi: Path, lerobot: Path) -> None:
@@ -254,6 +293,35 @@ def test_lerobot_s_relative_actions_leave_named_joints_absolute(tmp_path: Path) 
     assert read_policy(directory, robot=ARM6).config.delta_mask == (True,) * 6 + (False,)
 
 
+def test_actions_in_another_order_than_the_robot_s_joints_are_refused(tmp_path: Path) -> None:
+    names = [f"{name}.pos" for name in ("gripper", *ARM6.joint_names[:-1])]
+    directory = lerobot_policy(tmp_path, PI0, stats(), ARM_CAMERAS, action_feature_names=names)
+    change(directory, "policy_preprocessor.json", lambda values: values["steps"][1]["config"].pop("action_names"))
+    with pytest.raises(RobotMismatchError, match=r"order \['gripper', 'waist', .*robot 'arm6' has \['waist', "):
+        read_policy(directory, robot=ARM6)
+    other = ["another", *names[1:]]  # of no joint: nothing is known
+    change(directory, "config.json", lambda values: values.update(action_feature_names=other))
+    assert read_policy(directory, robot=ARM6).config.action_space == "joint_absolute"
+
+
+def test_actions_without_a_name_are_relative(tmp_path: Path) -> None:
+    names = [f"{name}.pos" for name in ARM6.joint_names[:2]]
+    relative = {"use_relative_actions": True, "relative_exclude_joints": ["waist"], "action_feature_names": names}
+    directory = lerobot_policy(tmp_path, PI0, stats(), ARM_CAMERAS, **relative)
+    assert read_policy(directory, robot=ARM6).config.delta_mask == (False,) + (True,) * 6
+
+
+@pytest.mark.parametrize("name", ["min_period", "max_period"])
+def test_another_encoding_of_the_time_is_refused(lerobot: Path, tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(lerobot, directory)
+    change(directory, "config.json", lambda values: values.update(min_period=4e-3, max_period=4.0))
+    assert read_policy(directory, robot=ARM6)
+    change(directory, "config.json", lambda values: values.update({name: 1.0}))
+    with pytest.raises(CheckpointError, match=rf"has {name} 1\.0; expected 0?[4.]"):
+        read_policy(directory, robot=ARM6)
+
+
 def test_lerobot_0_4_and_0_5_0_look_alike(lerobot: Path, tmp_path: Path) -> None:
     directory = tmp_path / "old"
     shutil.copytree(lerobot, directory)
@@ -264,21 +332,43 @@ def test_lerobot_0_4_and_0_5_0_look_alike(lerobot: Path, tmp_path: Path) -> None
         assert read_policy(directory, {"resize": resize}, ARM6).config.pad_state_in_prompt == is_padded
 
 
-def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) -> None:
-    settings = {"resize_imgs_with_padding": [224, 224], "adapt_to_pi_aloha": True}
-    aloha = RobotSpec.from_yaml("aloha")
-    directory = lerobot_policy(tmp_path, PI0, plain_stats(14, 14), aloha.cameras, **settings)
+def lerobot_v03(
+    directory: Path, joints: int, cameras: tuple[str, ...], statistics: dict[str, float], **changes: Any
+) -> Path:
+    """As LeRobot up to 0.3 writes it: no processors, statistics among the weights."""
+    changes = {"resize_imgs_with_padding": [224, 224], **changes}
+    lerobot_policy(directory, PI0, plain_stats(joints, joints), cameras, **changes)
+    for name in ("use_relative_actions", "num_inference_steps"):
+        change(directory, "config.json", lambda values, name=name: values.pop(name))
     for file in directory.glob("policy_*"):
         file.unlink()
     tensors = load_file(directory / "model.safetensors")
     for feature, group in (("observation_state", "normalize_inputs"), ("action", "unnormalize_outputs")):
-        for statistic, value in (("mean", 3.0), ("std", 2.0)):
-            tensors[f"{group}.buffer_{feature}.{statistic}"] = torch.full((14,), value)
+        for statistic, value in statistics.items():
+            tensors[f"{group}.buffer_{feature}.{statistic}"] = torch.full((joints,), value)
     save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) -> None:
+    aloha = RobotSpec.from_yaml("aloha")
+    directory = lerobot_v03(tmp_path, 14, aloha.cameras, {"mean": 3.0, "std": 2.0}, adapt_to_pi_aloha=True, num_steps=5)
     files = read_policy(directory, robot=aloha)
-    assert (files.config.resize, files.config.units) == ("lerobot_v03", "aloha_pi")
+    assert files.config.num_steps == 5
+    assert (files.config.resize, files.config.units) == ("lerobot_v03", "lerobot_aloha_pi")
     assert files.norm_stats.state.mean.tolist() == [3.0] * 14
     assert files.norm_stats.actions.std.tolist() == [2.0] * 14
+
+
+def test_a_base_model_of_lerobot_0_3_has_neither_features_nor_statistics(tmp_path: Path) -> None:
+    nothing = {"mean": np.inf, "std": np.inf}
+    directory = lerobot_v03(tmp_path, 7, (), nothing, input_features={}, output_features={})
+    with pytest.raises(ConfigError, match=r"does not tell robot \(.*cameras \("):
+        read_policy(directory)
+    given = {"left_wrist_0_rgb": "left_wrist_0_rgb", "base_0_rgb": "base_0_rgb"}
+    assert read_policy(directory, {"cameras": given}, ARM6).norm_stats is None
+    stats().save(directory / "norm_stats.json")
+    assert [*read_policy(directory, {"cameras": given}, ARM6).config.cameras] == ["base_0_rgb", "left_wrist_0_rgb"]
 
 
 @pytest.mark.parametrize(
@@ -286,6 +376,7 @@ def test_lerobot_up_to_0_3_has_its_statistics_among_the_weights(tmp_path: Path) 
     [
         ({"state_file": "../x"}, r"state_file '\.\./x'"),
         ({"state_file": "x.safetensors"}, "no weight file"),
+        ({"config": {"normalize_observation_keys": ["top"]}}, r"normalises \['top'\] of the observation; expected obs"),
         ({"config": {"norm_map": {"STATE": "QUANTILE10", "ACTION": "QUANTILE10"}}}, "normalises .*QUANTILE10"),
         ({"config": {"norm_map": {"STATE": "MIN_MAX", "ACTION": "QUANTILES"}}}, "for both"),
         ({"config": {"norm_map": {"VISUAL": "MEAN_STD", "STATE": "QUANTILES", "ACTION": "QUANTILES"}}}, "images by"),
@@ -330,6 +421,15 @@ def test_what_another_library_cannot_do_is_not_exported(tmp_path: Path) -> None:
     ranged = dataclasses.replace(files, config=dataclasses.replace(files.config, norm="min_max"))
     with pytest.raises(ConfigError, match="openpi has no norm 'min_max'"):
         ranged.export(tmp_path, "openpi")
+    for to, name, value in (
+        ("lerobot", "resize", "lerobot_v03"),
+        ("lerobot", "resize", "lerobot_v04"),
+        ("openpi", "resize", "lerobot_v03"),
+        ("openpi", "units", "lerobot_aloha_pi"),
+    ):
+        other = dataclasses.replace(files, config=dataclasses.replace(files.config, **{name: value}))
+        with pytest.raises(ConfigError, match=f"{to} has no .*{name} '{value}'"):
+            other.export(tmp_path, to)
     files.export(public_weights(tmp_path / "again", PI0), "openpi")
     again = read_policy(tmp_path / "again", "pi0_aloha")
     assert again.config == files.config

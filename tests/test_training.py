@@ -7,14 +7,16 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from public_policies import PI0, openpi_policy
 from tiny_model import make_inputs
 from tiny_training import MODEL, POLICY, QUICK, ROBOT, demonstrate, draw, lines, run
 
-from pi0_control.errors import ConfigError, DatasetError
+from pi0_control.errors import CheckpointError, ConfigError, DatasetError
 from pi0_control.model import Pi0
 from pi0_control.model.parts import PARTS, part_of
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.policy import Pi0Policy
+from pi0_control.policy.pretrained import read_policy
 from pi0_control.train.batches import Draws, FrameImages, wrist_cameras
 from pi0_control.train.config import Part, TrainConfig
 from pi0_control.train.distributed import World
@@ -104,6 +106,27 @@ def test_with_everything_on_a_resumed_run_is_an_uninterrupted_one(
         assert torch.equal(value, after[name]), name
         assert part_of(name) != "vision" or torch.equal(value, before[name]), name
     assert not torch.equal(after["suffix_layers.0.qkv.weight"], before["suffix_layers.0.qkv.weight"])
+
+
+def test_a_base_model_learns_with_the_statistics_of_the_demonstrations(demonstrations: Path, tmp_path: Path) -> None:
+    base = openpi_policy(tmp_path / "base", PI0, {})
+    settings = {
+        "robot": ROBOT.to_dict(),
+        "cameras": {"base_0_rgb": "front"},
+        "action_space": "joint_delta",
+        "model": {"action_horizon": 4},
+    }
+    options = {"policy_config": None, "init": base, "init_known": {"policy_config": settings}}
+    config = replace(QUICK, steps=1, batch_size=2, freeze=("vision",))
+    with pytest.raises(CheckpointError, match="has no statistics"):
+        run(config, demonstrations, tmp_path / "kept", keep_norm_stats=True, **options)
+    policy = run(config, demonstrations, tmp_path / "out", **options)
+    assert policy.robot == ROBOT
+    assert len(policy.transforms.norm_stats.actions.mean) == len(ROBOT.joints)
+    before = read_policy(base, settings).checkpoint.state()
+    assert torch.equal(policy.model.state_dict()["vision.stem.weight"], before["vision.stem.weight"])
+    with pytest.raises(ConfigError, match=r"Got \['policy_config'\] without init"):
+        run(QUICK, demonstrations, tmp_path / "new", init_known={"policy_config": settings})
 
 
 @pytest.mark.parametrize("frozen", [PARTS[:2], PARTS[2:]])

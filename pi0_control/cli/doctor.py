@@ -56,7 +56,7 @@ def doctor(
         raise ConfigError(f"--cameras {unknown[0]}: the robot has no such camera; it has {list(config.robot.cameras)}.")
     topics = {"joint_states": joint_states, "commands": commands}
     recording = None if data is None else _read(data, config, cameras, topics)
-    found = examine(config, files.norm_stats, recording)
+    found = examine(config, files.require_norm_stats(), recording)
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)
     console.print(*_summary(policy, config, recording), sep="\n")

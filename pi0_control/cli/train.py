@@ -24,6 +24,9 @@ def train(
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008  frozen
     grounding: tuple[Path, ...] = (),
     init: str | None = None,
+    policy_config: str | None = None,
+    asset: str | None = None,
+    tokenizer: Path | None = None,
     keep_norm_stats: bool = False,
     robot: str | None = None,
     variant: Variant | None = None,
@@ -39,7 +42,12 @@ def train(
         out: the policy directory to write; checkpoint.pt, train_log.jsonl and tensorboard/ go there too.
         config: of the training.
         grounding: folders of random scenes (``pi0 record --task scenes``), to learn what the words mean first.
-        init: a policy to start from, by name or directory, with its robot, instead of random weights.
+        init: a policy or a public checkpoint to start from, by name or directory, with its robot, instead of random
+            weights.
+        policy_config: what such a checkpoint does not tell: a preset such as pi05_droid, or a YAML or JSON file with
+            entries of policy.json.
+        asset: whose statistics to keep, where the checkpoint has those of several robots.
+        tokenizer: the SentencePiece file, where none lies in or beside the checkpoint.
         keep_norm_stats: normalise states and actions as ``init`` does, not by the statistics of the demonstrations.
         robot: the robot of a policy that starts from random weights: a YAML file, or ``arm6``, which is the default.
         variant: its size; mini is the default.
@@ -52,6 +60,7 @@ def train(
 
     if init and (robot or variant):
         raise ConfigError("--init brings its own robot and size; expected it without --robot and --variant.")
+    known = {"policy_config": policy_config, "asset": asset, "tokenizer": tokenizer}
     try:
         policy = run(
             config,
@@ -61,6 +70,7 @@ def train(
             grounding_roots=grounding,
             templates=grounding_wordings(),
             init=init,
+            init_known={name: value for name, value in known.items() if value is not None},
             keep_norm_stats=keep_norm_stats,
             camera_names=cameras,
             resume=resume,

@@ -18,11 +18,22 @@ from pi0_control.model.checkpoints import (
     save_openpi,
     save_weights,
 )
-from pi0_control.policy.pretrained import WEIGHTS_FILE, PolicyFiles, find_policy, read_policy
+from pi0_control.policy.pretrained import (
+    CONFIG_FILE,
+    STATS_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    PolicyFiles,
+    find_policy,
+    read_policy,
+)
 
 Format = Literal["pi0_control", "openpi", "lerobot"]
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-_CARRIED = {"openpi": ("assets/**/*.json", "*.model"), "lerobot": ("*.json", "policy_*.safetensors", "*.model")}
+_CARRIED = {
+    "openpi": ("assets/**/*.json", CONFIG_FILE, STATS_FILE, "*.model"),
+    "lerobot": ("*.json", "policy_*.safetensors", "*.model"),
+}
 
 
 def convert(
@@ -35,8 +46,8 @@ def convert(
 ) -> LoadReport:
     """Write a policy in another format.
 
-    A public checkpoint that stays with its own library keeps what surrounds its weights as it is. Everything else is
-    read by :func:`read_policy` and written again.
+    A public checkpoint that stays with its own library keeps what surrounds its weights as it is; with openpi, where no
+    file has settings, even if some are given. Everything else is read by :func:`read_policy` and written again.
 
     Args:
         source: a bundled policy, a directory of any format, or ``org/name`` on the Hugging Face hub.
@@ -75,8 +86,10 @@ def _write(
             precision = str(state["embedding.weight"].dtype).removeprefix("torch.")
             settings = json.dumps(openpi_settings(config, precision, assumed), indent=2)
             (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
-    if files is None:
+    if files is None or (to == "openpi" and checkpoint.format.startswith(to)):
         _carry_over(checkpoint.directory, folder, _CARRIED[to])
+        if files is not None and files.tokenizer is not None and files.tokenizer.parent != checkpoint.directory:
+            shutil.copyfile(files.tokenizer, folder / TOKENIZER_FILE)
     elif to == "pi0_control":
         files.save(folder)
     else:

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 TOKENIZER_NAME = "google/paligemma-3b-pt-224"
 IMAGES = "observation.images."
+_CENTRED = ("pad_antialias", "lerobot_v05")  # one fits images as the other but for antialiasing
 _POSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
-    "openpi": {"norm": ("z_score", "quantile"), "pad_state_in_prompt": (False,)},
-    "lerobot": {"units": ("robot",), "pad_state_in_prompt": (False,)},
+    "openpi": {
+        "norm": ("z_score", "quantile"),
+        "pad_state_in_prompt": (False,),
+        "resize": _CENTRED,
+        "rtc_max_delay": (0,),
+        "units": ("robot", "aloha_pi"),
+    },
+    "lerobot": {"pad_state_in_prompt": (False,), "resize": _CENTRED, "units": ("robot",)},
 }
 
 
@@ -35,6 +42,8 @@ def export(files: "PolicyFiles", directory: Path, to: Literal["openpi", "lerobot
     problems = {f"{name} {value!r}" for name, (value, values) in settings.items() if value not in values}
     if to == "lerobot" and config.discrete_state_input != (config.model.state_input == "none"):
         problems.add(f"discrete_state_input {config.discrete_state_input}")
+    if to == "lerobot" and config.rtc_max_delay and config.model.state_input == "token":
+        problems.add(f"rtc_max_delay {config.rtc_max_delay} for π0")
     if problems:
         raise ConfigError(f"{to} has no {', '.join(sorted(problems))}, which the policy needs.")
     (_export_openpi if to == "openpi" else _export_lerobot)(files, directory)
@@ -43,7 +52,9 @@ def export(files: "PolicyFiles", directory: Path, to: Literal["openpi", "lerobot
 
 
 def _export_openpi(files: "PolicyFiles", directory: Path) -> None:
-    """Statistics under the robot's name; everything else is in openpi's own configurations."""
+    """Statistics under the robot's name, if there are any; everything else is in openpi's own configurations."""
+    if files.norm_stats is None:
+        return
     assets = directory / "assets" / files.config.robot.name
     assets.mkdir(parents=True)
     parts = (files.norm_stats.state, files.norm_stats.actions)
@@ -56,10 +67,10 @@ def _export_lerobot(files: "PolicyFiles", directory: Path) -> None:
     config = files.config
     _write_json(directory / "config.json", _lerobot_config(config))
     processors = _processors(config)
-    tensors = files.norm_stats.to_lerobot()
+    tensors = {} if files.norm_stats is None else files.norm_stats.to_lerobot()
     for name, steps in processors.items():
         for index, step in enumerate(steps):
-            if step["registry_name"] in ("normalizer_processor", "unnormalizer_processor"):
+            if tensors and step["registry_name"] in ("normalizer_processor", "unnormalizer_processor"):
                 step["state_file"] = f"{name}_step_{index}_{step['registry_name']}.safetensors"
                 save_file(tensors, directory / step["state_file"])
         _write_json(directory / f"{name}.json", {"name": name, "steps": steps})
@@ -68,6 +79,7 @@ def _export_lerobot(files: "PolicyFiles", directory: Path) -> None:
 def _lerobot_config(config: "PolicyConfig") -> dict[str, Any]:
     model = config.model
     inputs, outputs = _features(config)
+    delay = {"rtc_training_max_delay": config.rtc_max_delay} if config.rtc_max_delay else {}  # 0.6.1 has no such entry
     return {
         "type": "pi05" if model.state_input == "none" else "pi0",
         "n_obs_steps": 1,
@@ -82,6 +94,7 @@ def _lerobot_config(config: "PolicyConfig") -> dict[str, Any]:
         "input_features": inputs,
         "output_features": outputs,
         **dict(zip(_RELATIVE, _relative(config).values(), strict=True)),
+        **delay,
     }
 
 

@@ -15,6 +15,7 @@ from pi0_control.errors import CheckpointError, ConfigError, RobotMismatchError
 from pi0_control.model.checkpoints import Checkpoint
 from pi0_control.model.checkpoints.safetensors_file import SafetensorsFile
 from pi0_control.model.checkpoints.settings import read_object
+from pi0_control.model.times import MAX_PERIOD, MIN_PERIOD
 from pi0_control.policy.camera_stats import CameraStats
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import LEROBOT_EPS, LEROBOT_FEATURES, NormStats
@@ -24,8 +25,13 @@ NORMS = {"MEAN_STD": "z_score", "QUANTILES": "quantile", "MIN_MAX": "min_max"}
 PROMPTS = {"pi0": "lerobot_pi0", "pi05": "pi05"}
 LONGEST_NAME = 255  # of any file
 MEMORIES = ("use_visual_memory", "use_proprioceptive_memory")
-SAME_NAMES = {"num_inference_steps": "num_steps", "n_action_steps": "execution_horizon"}
-SAME_NAMES |= {"rtc_training_max_delay": "rtc_max_delay"}
+SAME_NAMES = {
+    "num_steps": "num_steps",  # up to 0.3
+    "num_inference_steps": "num_steps",
+    "n_action_steps": "execution_horizon",
+    "rtc_training_max_delay": "rtc_max_delay",
+}
+PERIODS = {"min_period": MIN_PERIOD, "max_period": MAX_PERIOD}
 
 
 def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -38,15 +44,23 @@ def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     for name in MEMORIES:
         if config.get(name):
             raise CheckpointError(f"{checkpoint.directory} was trained with {name}, which is not available.")
+    for name, period in PERIODS.items():
+        if config.get(name) not in (None, period):
+            raise CheckpointError(f"{checkpoint.directory} has {name} {config[name]!r}; expected {period}.")
     normalizer = steps.get("normalizer_processor", {})
+    normalized = normalizer.get("normalize_observation_keys")
+    if normalized is not None and not (isinstance(normalized, list) and LEROBOT_FEATURES[0] in normalized):
+        raise CheckpointError(
+            f"{checkpoint.directory} normalises {normalized} of the observation; expected {LEROBOT_FEATURES[0]}."
+        )
     renamed = _object(steps.get("rename_observations_processor", {}).get("rename_map"))
     settings: dict[str, Any] = {
-        "cameras": _cameras(config, renamed, checkpoint.directory),
+        "cameras": _cameras(config, renamed),
         "norm": _norm(normalizer.get("norm_map") or config.get("normalization_mapping"), checkpoint.directory),
         "norm_rule": "lerobot",
         "norm_eps": normalizer.get("eps", LEROBOT_EPS),
         "prompt_format": PROMPTS["pi05" if checkpoint.config.state_input == "none" else "pi0"],
-        "units": "aloha_pi" if config.get("adapt_to_pi_aloha") else "robot",
+        "units": "lerobot_aloha_pi" if config.get("adapt_to_pi_aloha") else "robot",
         **_version(config),
         **_actions(config, steps.get("relative_actions_processor"), checkpoint.config.action_dim),
     }
@@ -57,6 +71,8 @@ def lerobot_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 def lerobot_stats(checkpoint: Checkpoint) -> NormStats | None:
     """The statistics of its processors, or those that LeRobot up to 0.3 kept among the weights; None without any.
 
+    The latter are infinite where it never saw values.
+
     Raises:
         CheckpointError: they are incomplete or damaged.
     """
@@ -64,7 +80,7 @@ def lerobot_stats(checkpoint: Checkpoint) -> NormStats | None:
     for name, tensor in checkpoint.extras.items():  # normalize_inputs.buffer_observation_state.mean
         for feature in LEROBOT_FEATURES:
             buffer, _, statistic = name.rpartition(".")
-            if buffer.endswith(f".buffer_{feature.replace('.', '_')}"):
+            if buffer.endswith(f".buffer_{feature.replace('.', '_')}") and not tensor.isinf().all():
                 arrays.setdefault(f"{feature}.{statistic}", tensor.double().numpy())
     return NormStats.from_lerobot(arrays, str(checkpoint.directory)) if arrays else None
 
@@ -104,10 +120,17 @@ def check_features(checkpoint: Checkpoint, policy: PolicyConfig) -> None:
     """Refuse a robot whose state or action has another length than the policy was trained with.
 
     Raises:
-        RobotMismatchError: one of them differs.
+        RobotMismatchError: one of them differs, or the actions are of the same joints in another order.
         ConfigError: see :func:`check_places`.
     """
     config, robot = checkpoint.settings, policy.robot
+    ours = [robot.joint_names[index] for index in policy.commanded]
+    theirs = [str(name).removesuffix(".pos") for name in _action_names(checkpoint)]
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        raise RobotMismatchError(
+            f"{checkpoint.directory} has actions in the order {theirs}; robot {robot.name!r} has {ours}. List the "
+            "robot's joints in the order of the actions."
+        )
     if lerobot_settings(checkpoint).get("action_space") == "joint_delta":
         check_places(policy)
     for group, feature, expected, keyword in (
@@ -118,8 +141,7 @@ def check_features(checkpoint: Checkpoint, policy: PolicyConfig) -> None:
         if shape is not None and shape not in ([expected], [config.get(keyword)]):  # base models have all they can
             raise RobotMismatchError(
                 f"{checkpoint.directory} has {feature} of shape {shape}; robot {robot.name!r} has {expected}: "
-                f"{[robot.joint_names[index] for index in policy.commanded]} have actions of "
-                f"{list(robot.joint_names)}. Name joints without an action in 'uncommanded'."
+                f"{ours} have actions of {list(robot.joint_names)}. Name joints without an action in 'uncommanded'."
             )
 
 
@@ -154,13 +176,16 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _cameras(config: Mapping[str, Any], renamed: Mapping[str, Any], directory: Path) -> dict[str, str | None]:
-    """What each image slot is named after, in the order of the prefix; empty ones are None."""
+def _cameras(config: Mapping[str, Any], renamed: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """What each image slot is named after, in the order of the prefix; empty ones are None, as is all of a base model.
+
+    LeRobot 0.3 wrote base models, which were openpi's, without any features.
+    """
     origins = {str(after): str(before) for before, after in renamed.items()}
     features = _object(config.get("input_features"))
     images = [name for name, each in features.items() if _object(each).get("type") == "VISUAL"]
     if not images:
-        raise CheckpointError(f"{directory} has no image among the input_features of config.json.")
+        return None
     slots = {_short(name): _short(origins.get(name, name)) for name in images}
     return {slot: None if slot.startswith("empty_camera") else name for slot, name in slots.items()}
 
@@ -187,8 +212,15 @@ def _version(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"resize": "lerobot_v05"} if "use_relative_actions" in config else {}
 
 
+def _action_names(checkpoint: Checkpoint) -> list[Any]:
+    """What the actions are called, in their order; empty where nothing tells."""
+    step = _steps(checkpoint.directory / PREPROCESSOR).get("relative_actions_processor", {})
+    names = step.get("action_names") or checkpoint.settings.get("action_feature_names")
+    return names if isinstance(names, list) else []
+
+
 def _actions(config: Mapping[str, Any], step: Mapping[str, Any] | None, action_dim: int) -> dict[str, Any]:
-    """Which actions are relative to the state: all but those whose name holds an excluded word."""
+    """Which of ``action_dim`` are relative to the state: all but those whose name holds an excluded word."""
     is_relative = config.get("use_relative_actions", False) if step is None else step.get("enabled", False)
     if not is_relative:
         return {"action_space": "joint_absolute"}
@@ -198,4 +230,4 @@ def _actions(config: Mapping[str, Any], step: Mapping[str, Any] | None, action_d
         return {"delta_mask": [True] * action_dim, "action_space": "joint_delta"}
     words = [str(word).lower() for word in words if word] if isinstance(words, list) else []
     mask = [not any(word in str(name).lower() for word in words) for name in names]
-    return {"delta_mask": mask, "action_space": "joint_delta"}
+    return {"delta_mask": mask + [True] * (action_dim - len(mask)), "action_space": "joint_delta"}

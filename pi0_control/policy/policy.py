@@ -148,14 +148,15 @@ class Pi0Policy:
                 checkpoint leaves something open.
         """
         files = read_policy(name, policy_config, robot, asset, tokenizer)
-        config, pieces = files.config, Tokenizer(files.require_tokenizer(), files.config.model.max_token_len)
+        config, norm_stats = files.config, files.require_norm_stats()
+        pieces = Tokenizer(files.require_tokenizer(), config.model.max_token_len)
         try:
-            PolicyTransforms(config, files.norm_stats, pieces)
+            PolicyTransforms(config, norm_stats, pieces)
         except ConfigError as error:
             raise CheckpointError(f"The files of policy {files.directory} do not fit together: {error}") from error
         model = Pi0.empty(config.model, _torch_dtype(dtype), resolve_device(device))
         files.checkpoint.load(model)
-        policy = cls(model, config, files.norm_stats, pieces, device, dtype, rtc)
+        policy = cls(model, config, norm_stats, pieces, device, dtype, rtc)
         policy.robot = robot or config.robot
         return policy
 

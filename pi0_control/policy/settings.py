@@ -14,12 +14,13 @@ import yaml
 from pi0_control.errors import CheckpointError, ConfigError
 from pi0_control.files import read_json
 from pi0_control.model.checkpoints import Checkpoint
+from pi0_control.model.checkpoints.sizes import UNTOLD
 from pi0_control.model.config import Pi0Config
 from pi0_control.policy.config import CAMERA_SLOTS, FORMAT_VERSION, PolicyConfig
 from pi0_control.robot import RobotSpec
 
 PRESETS_FILE = Path(__file__).with_name("presets.yaml")
-EXTRA_KEYS = ("asset", "preset")  # that policy.json does not have
+EXTRA_KEYS = ("asset", "usual_asset", "preset")  # that policy.json does not have
 UNKNOWN = {
     "robot": "what it drives: the name of a bundled robot or a robot file",
     "model.action_horizon": "the number of actions in a chunk",
@@ -182,7 +183,7 @@ def _model(given: Mapping[str, Any], checkpoint: Checkpoint) -> Pi0Config:
     config = checkpoint.config
     told = {item.name: getattr(config, item.name) for item in fields(config)}
     told["vision"] = config.to_dict()["vision"]
-    free = {*checkpoint.assumed, "num_cameras", "max_token_len", "attn_backend"}
+    free = {*checkpoint.assumed, *UNTOLD, "attn_backend"}
     for name, value in given.items():
         if name not in told or (name not in free and value != told[name]):
             raise ConfigError(

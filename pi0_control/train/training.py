@@ -20,7 +20,7 @@ from pi0_control.model.parts import freeze
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import Pi0Policy
-from pi0_control.policy.pretrained import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE
+from pi0_control.policy.pretrained import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, PolicyFiles, read_policy
 from pi0_control.policy.tokenizer import Tokenizer
 from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
 from pi0_control.train import layout
@@ -62,6 +62,7 @@ def train(
     templates: Sequence[str] = (),
     tokenizer: str | Path = MINI_TOKENIZER,
     init: str | Path | None = None,
+    init_known: Mapping[str, Any] = MappingProxyType({}),
     keep_norm_stats: bool = False,
     camera_names: Mapping[str, str] = MappingProxyType({}),
     resume: bool = False,
@@ -82,6 +83,7 @@ def train(
         templates: wordings with ``{object}``, for the random scenes.
         tokenizer: SentencePiece model of a policy that starts from random weights.
         init: a policy (name or directory) to start from, instead of ``policy_config`` and ``tokenizer``.
+        init_known: what the files of ``init`` do not tell, as for :func:`read_policy`.
         keep_norm_stats: normalise as ``init`` does, not by the statistics of the demonstrations.
         camera_names: what the recordings call a camera of the robot, where that is not its name.
         resume: go on from the checkpoint in ``out``; from the beginning where there is neither a run nor a policy.
@@ -101,6 +103,8 @@ def train(
         raise ConfigError("keep_norm_stats is set without init; expected a policy to start from, whose they are.")
     if config.grounding_steps not in (0, TrainConfig.grounding_steps) and not grounding_roots:
         raise ConfigError(f"grounding_steps is {config.grounding_steps} without grounding; expected random scenes.")
+    if init is None and init_known:
+        raise ConfigError(f"Got {sorted(init_known)} without init; expected a policy to start from, which it is about.")
     if not config.steps and not (grounding_roots and config.grounding_steps):
         raise ConfigError("Nothing to train: steps is 0 and there is no grounding; expected steps above 0.")
     with join_world(config) as world, _open_folder(out, resume, world) as folder:
@@ -109,7 +113,8 @@ def train(
         if config.threads:
             torch.set_num_threads(config.threads)
         dataset = Dataset.open(dataset_roots)
-        model, transforms = _start(config, dataset, policy_config, tokenizer, init, keep_norm_stats)
+        files = None if init is None else read_policy(init, **init_known)
+        model, transforms = _start(config, dataset, policy_config, tokenizer, files, keep_norm_stats)
         _prepare(model, config)
         show_progress = show_progress and world.is_main
         with world.main_first():
@@ -200,26 +205,29 @@ def _start(
     dataset: Dataset,
     policy_config: PolicyConfig | None,
     tokenizer: str | Path,
-    init: str | Path | None,
+    files: PolicyFiles | None,
     keep_norm_stats: bool,
 ) -> tuple[Pi0, PolicyTransforms]:
-    """The network to start from and the transforms of its policy."""
-    policy = None if init is None else Pi0Policy.from_pretrained(init)
-    policy_config = policy.config if policy else policy_config
+    """The network to start from and the transforms of its policy; a base model needs no statistics of its own."""
+    if files:
+        policy_config, tokenizer = files.config, files.require_tokenizer()
     assert policy_config is not None
     policy_config = replace(policy_config, rtc_max_delay=config.rtc_max_delay, resize="pad_antialias")  # the cache's
     if config.camera_dropout:
         policy_config = _wrists_optional(policy_config)
     _check_fit(dataset, policy_config)
-    if policy and keep_norm_stats:
-        norm_stats = policy.transforms.norm_stats
+    if files and keep_norm_stats:
+        norm_stats = files.require_norm_stats()
     else:
         frames, _ = split_episodes(dataset, config.validation_fraction, config.seed)
         norm_stats = compute_norm_stats(dataset, policy_config, frames)
-    pieces = policy.transforms.tokenizer if policy else Tokenizer(tokenizer, policy_config.model.max_token_len)
-    transforms = PolicyTransforms(policy_config, norm_stats, pieces)
+    transforms = PolicyTransforms(policy_config, norm_stats, Tokenizer(tokenizer, policy_config.model.max_token_len))
     torch.manual_seed(config.seed)
-    return policy.model if policy else Pi0(policy_config.model), transforms
+    if files is None:
+        return Pi0(policy_config.model), transforms
+    model = Pi0.empty(policy_config.model)
+    files.checkpoint.load(model)
+    return model, transforms
 
 
 def _wrists_optional(config: PolicyConfig) -> PolicyConfig:

@@ -22,7 +22,7 @@ from pi0_control.model.checkpoints.settings import (
     read_object,
     read_settings,
 )
-from pi0_control.model.checkpoints.sizes import UNTOLD
+from pi0_control.model.checkpoints.sizes import UNTOLD, SizesOf
 from pi0_control.model.checkpoints.torch_names import (
     LEGACY_STATISTICS,
     is_public,
@@ -167,7 +167,9 @@ def _open_torch(directory: Path, file: SafetensorsFile) -> Checkpoint:
         config = _config_from(entry.get("model"), file.path)
         if not is_public(config):
             raise CheckpointError(f"{file.path} describes another model than its names belong to.")
-        sizes.assumed = [name for name in UNTOLD if name in entry.get("assumed", ())]
+        assumed = [name for name in UNTOLD if name in entry.get("assumed", ())]
+        config = _agreed(config, assumed, sizes, directory / SETTINGS_FILE)
+        sizes.assumed = [name for name in assumed if name in sizes.assumed]
     else:
         config = sizes.config(directory)
     moves = [replace(move, source=there.get(move.source, move.source)) for move in torch_moves(config)]
@@ -215,6 +217,24 @@ def _require_same(ours: Mapping[str, Shape], theirs: Mapping[str, Shape], summar
         ],
     }
     raise_problems(problems, summary)
+
+
+def _agreed(config: Pi0Config, assumed: Sequence[str], sizes: SizesOf, path: Path) -> Pi0Config:
+    """The model of the header, with what config.json (at ``path``) tells of what the header assumes.
+
+    The number of cameras may differ: LeRobot's features are without masked slots.
+
+    Raises:
+        CheckpointError: the two contradict each other.
+    """
+    told = {name: sizes.values[name] for name in UNTOLD if name not in sizes.assumed}
+    for name, value in told.items():
+        if name not in (*assumed, "num_cameras") and value != getattr(config, name):
+            raise CheckpointError(
+                f"{path} says {name} {value} and the header of the weights beside it {getattr(config, name)}; expected "
+                "the same. Give another one as a setting of the policy."
+            )
+    return replace(config, **{name: value for name, value in told.items() if name in assumed})
 
 
 def _changed_switches(model: Pi0Config, checkpoint: Pi0Config) -> list[str]:
