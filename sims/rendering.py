@@ -7,6 +7,7 @@ import ctypes.util
 import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import mujoco
@@ -84,6 +85,8 @@ class CameraRenderer:
 
 def _open_context(model: mujoco.MjModel, width: int, height: int) -> tuple[Any, mujoco.MjrContext]:
     backend = choose_gl()
+    with suppress(ImportError):  # where PyTorch brings it; imported after Mesa's renderer it would end the process
+        importlib.import_module("triton")
     try:
         context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
         context.make_current()

@@ -52,6 +52,14 @@ def test_an_opengl_that_cannot_be_loaded_is_one_sentence_about_packages() -> Non
     assert "libegl1" in done.stderr
 
 
+def test_triton_may_be_imported_after_something_was_rendered() -> None:
+    """It and Mesa's renderer each have an LLVM of their own."""
+    pytest.importorskip("triton")
+    code = "from sims.rendering import main; main(); import triton"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_renderers_of_different_quality_live_side_by_side() -> None:
     world = TabletopWorld(RobotSpec.from_yaml("arm6"))
     world.reset(np.random.default_rng(0))
