@@ -313,10 +313,10 @@ def test_nothing_that_is_learned_explodes(norm, share: float):
         np.zeros(n),
     )
     values = np.stack([scale * kind for kind in kinds for scale in (1e-4, 1.0, 1e4)], axis=-1).astype(np.float32)
-    spread = training._Spread(values.shape[1])
+    running = RunningStats(values.shape[1])
     for part in np.array_split(values, 3):
-        spread.update(part)
-    normalised = np.abs(spread.result().normalize(values, norm))
+        running.update(part)
+    normalised = np.abs(training._with_spread(running).normalize(values, norm))
     assert normalised.max() < 20
     assert norm != "min_max" or normalised.max() <= 1 + 1e-6
 

@@ -13,7 +13,7 @@ from pi0_control.control.chunking import ChunkingConfig, ChunkPlayer, trained_de
 from pi0_control.control.mapping import EnvironmentMapping
 from pi0_control.control.safety import Safety, SafetyConfig
 from pi0_control.errors import ConfigError, ObservationError
-from pi0_control.policy import Pi0Policy, Policy, RtcConfig
+from pi0_control.policy import Pi0Policy, Policy
 from pi0_control.robot import RobotSpec
 from pi0_control.types import ActionChunk, Command, CommandStatus, Observation
 
@@ -113,7 +113,7 @@ class Pi0Agent:
 
         With the strategy ``rtc_trained`` the policy continues chunks as it was trained to.
         """
-        rtc = RtcConfig("trained") if chunking is not None and chunking.strategy == "rtc_trained" else None
+        rtc = None if chunking is None else chunking.rtc
         return cls(Pi0Policy.from_pretrained(name, device, dtype, robot, rtc), execution_horizon, chunking)
 
     def reset(self, seed: int | None = None, mask: ArrayLike | None = None) -> None:

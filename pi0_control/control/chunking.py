@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pi0_control.control.rtc import DelayForecast, chunk_prefix
 from pi0_control.errors import ConfigError
-from pi0_control.policy import Pi0Policy, Policy
+from pi0_control.policy import Pi0Policy, Policy, RtcConfig
 from pi0_control.types import ActionChunk, ChunkPrefix, Observation
 
 Strategy = Literal["sync", "async", "ensemble", "rtc", "rtc_trained"]
@@ -79,6 +79,11 @@ class ChunkingConfig:
     def has_prefix(self) -> bool:
         """Whether the policy is given the actions to continue."""
         return self.strategy in ("rtc", "rtc_trained")
+
+    @property
+    def rtc(self) -> RtcConfig | None:
+        """How a policy continues chunks for it; None: as it does by itself."""
+        return RtcConfig("trained") if self.strategy == "rtc_trained" else None
 
     def for_policy(self, horizon: int, recommended: int, trained_delay: int | None = None) -> "ChunkingConfig":
         """The same for one policy: with an execution horizon and, for ``rtc_trained``, no longer delay than trained.

@@ -25,7 +25,7 @@ from pi0_control.doctor.recording import Recording
 from pi0_control.doctor.targets import unlike_states
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import NormStats
-from pi0_control.policy.transforms import policy_states
+from pi0_control.policy.transforms import for_all_joints, policy_states
 
 STATE, ACTIONS = "state", "actions"
 
@@ -166,9 +166,7 @@ def in_robot_order(recording: Recording, config: PolicyConfig) -> tuple[Recordin
     states = _ordered(recording.states, recording.state_names, config, STATE, findings)
     values = recording.actions
     if values is not None and values.shape[1] == len(config.commanded) < len(config.robot.joints):
-        wide = np.zeros((len(values), len(config.robot.joints)), np.float32)
-        wide[:, list(config.commanded)] = values
-        values = wide
+        values = for_all_joints(values, config)
     elif values is not None:
         values = _ordered(values, recording.action_names, config, ACTIONS, findings)
     return replace(recording, states=states, actions=values), findings

@@ -35,7 +35,7 @@ _inlined = partial(njit, nogil=True, error_model="numpy")
 
 def _compiled(arguments: int) -> Callable[..., Any]:
     """A decorator that compiles for so many integers: addresses and numbers."""
-    return njit(types.void(*[types.int64] * arguments), nogil=True, error_model="numpy")
+    return _inlined(types.void(*[types.int64] * arguments))
 
 
 @_inlined

@@ -166,7 +166,7 @@ def rotate_into(qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, start: 
     (batch, length, columns), (kv_heads, head_dim), qkv = qkv.shape, cache.shape[-2:], _checked(qkv, torch.bfloat16)
     heads, uneven = divmod(columns, head_dim)
     if (
-        head_dim % 32
+        head_dim % amx.DEEP
         or uneven
         or heads <= 2 * kv_heads
         or cache.shape[:2] != (2, batch)

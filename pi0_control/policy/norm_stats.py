@@ -233,6 +233,11 @@ class RunningStats:
         return VectorStats(self._mean.copy(), std, self._quantile(0.01), self._quantile(0.99))
 
     @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The least and the largest values so far, each [D]."""
+        return self._lower, self._upper
+
+    @property
     def _width(self) -> NDArray[np.float64]:
         return (self._upper - self._lower) / self._histogram.shape[1]
 

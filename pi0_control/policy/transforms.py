@@ -205,6 +205,15 @@ def policy_states(states: ArrayLike, config: PolicyConfig) -> NDArray[np.float32
     return UNITS[config.units].state(states)
 
 
+def for_all_joints(actions: NDArray[np.float32], config: PolicyConfig) -> NDArray[np.float32]:
+    """Actions [N, D] of the robot, 0 for joints without one, of those [N, D] or of the commanded joints alone."""
+    if actions.shape[1] == len(config.robot.joints):
+        return actions
+    wide = np.zeros((len(actions), len(config.robot.joints)), np.float32)
+    wide[:, list(config.commanded)] = actions
+    return wide
+
+
 def policy_actions(actions: ArrayLike, states: ArrayLike, config: PolicyConfig) -> NDArray[np.float32]:
     """Actions of the robot as the policy predicts them and its statistics have them, before normalisation.
 

@@ -33,7 +33,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from pi0_control.control import Safety
 from pi0_control.errors import ConfigError, Pi0Error
-from pi0_control.policy import Policy, RtcConfig, load_policy, warm_up
+from pi0_control.policy import Policy, load_policy, warm_up
 from pi0_control.policy.memory import free_device_memory
 from pi0_control.robot import RobotSpec
 from pi0_control.ros import parameters
@@ -65,9 +65,10 @@ def local_policy(config: NodeConfig) -> Policy:
         ConfigError, CheckpointError: there is none, or it does not fit.
     """
     robot = RobotSpec.from_yaml(config.robot) if config.robot else None
-    rtc = RtcConfig("trained") if config.chunking.strategy == "rtc_trained" else None
     known = (config.policy_config or None, config.asset or None, config.tokenizer or None)
-    return load_policy(config.policy, robot, config.device, config.dtype, rtc, *known, threads=config.threads)
+    return load_policy(
+        config.policy, robot, config.device, config.dtype, config.chunking.rtc, *known, threads=config.threads
+    )
 
 
 @dataclass

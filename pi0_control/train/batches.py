@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -172,15 +171,6 @@ class FrameInputs:
         inputs.state[:, : self._joints] += config.state_noise * draws.normal(len(indices), self._joints)
         inputs.state *= draws.uniform(len(indices), 1) >= config.state_dropout
         return inputs
-
-
-def with_all_joints(dataset: Dataset, config: PolicyConfig) -> Dataset:
-    """The dataset with one action per joint of the robot: 0 for joints without any, where only others have one."""
-    if dataset.actions.shape[1] == len(config.robot.joints):
-        return dataset
-    actions = np.zeros((len(dataset), len(config.robot.joints)), np.float32)
-    actions[:, list(config.commanded)] = dataset.actions
-    return replace(dataset, actions=actions)
 
 
 def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pi0_control.model import ModelInputs, sample_actions
-from pi0_control.policy.transforms import PolicyTransforms
-from pi0_control.train.batches import Draws, FrameInputs, Indices, evenly, split_episodes, with_all_joints
+from pi0_control.policy.transforms import PolicyTransforms, for_all_joints
+from pi0_control.train.batches import Draws, FrameInputs, Indices, evenly, split_episodes
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.distributed import World
@@ -57,7 +57,7 @@ class FlowStage:
         self.steps = config.steps
         self.samples_per_step = config.batch_size
         self._config = config
-        self._dataset = with_all_joints(dataset, transforms.config)
+        self._dataset = replace(dataset, actions=for_all_joints(dataset.actions, transforms.config))
         self._transforms = transforms
         self._inputs = FrameInputs(dataset, images, transforms)
         self._frames, held_out = split_episodes(dataset, config.validation_fraction, config.seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pi0_control.doctor.actions import target_joints
 from pi0_control.doctor.cameras import blank
 from pi0_control.doctor.findings import Finding
 from pi0_control.doctor.numbers import FAR_OUTSIDE, TINY_SPAN, Numbers, beyond_limits
@@ -14,6 +15,7 @@ from pi0_control.doctor.targets import Slopes, unlike_states
 from pi0_control.errors import DatasetError
 from pi0_control.policy.config import PolicyConfig
 from pi0_control.policy.norm_stats import VectorStats
+from pi0_control.policy.transforms import for_all_joints
 from pi0_control.train import layout
 from pi0_control.train.dataset import Dataset
 from pi0_control.train.episode import Episode
@@ -137,9 +139,8 @@ def check_numbers(dataset: Dataset, config: PolicyConfig) -> None:
         low, high = np.quantile(dataset.states, (0.01, 0.99), axis=0)
         stats = VectorStats(dataset.states.mean(0), dataset.states.std(0), low, high)
         found += beyond_limits(Numbers("state", joints, stats))
-    targets = [index for index in config.commanded if joints[index].name not in config.rates]
-    places = targets if dataset.actions.shape[1] == len(joints) else [config.commanded.index(each) for each in targets]
-    slopes = Slopes.of(dataset.states[:, targets], dataset.actions[:, places], dataset.episode_index)
+    targets, actions = target_joints(config), for_all_joints(dataset.actions, config)
+    slopes = Slopes.of(dataset.states[:, targets], actions[:, targets], dataset.episode_index)
     found += unlike_states(slopes, [joints[index].name for index in targets])
     if found:
         raise DatasetError(f"{dataset.roots[0]}: {' '.join(map(_sentence, found))}")

@@ -22,9 +22,9 @@ from pi0_control.policy.norm_stats import NormStats, RunningStats, VectorStats
 from pi0_control.policy.policy import Pi0Policy
 from pi0_control.policy.pretrained import CONFIG_FILE, POLICIES_DIR, TOKENIZER_FILE, PolicyFiles, read_policy
 from pi0_control.policy.tokenizer import Tokenizer
-from pi0_control.policy.transforms import PolicyTransforms, policy_actions, policy_states
+from pi0_control.policy.transforms import PolicyTransforms, for_all_joints, policy_actions, policy_states
 from pi0_control.train import layout
-from pi0_control.train.batches import split_episodes, with_all_joints, wrist_cameras
+from pi0_control.train.batches import split_episodes, wrist_cameras
 from pi0_control.train.cache import decode_images
 from pi0_control.train.config import TrainConfig
 from pi0_control.train.dataset import Dataset
@@ -151,13 +151,13 @@ def compute_norm_stats(dataset: Dataset, config: PolicyConfig, frames: NDArray[n
 
     Whatever the policy's normalisation, it makes each of these values less than 20 in magnitude.
     """
-    dataset = with_all_joints(dataset, config)
-    state, actions = _Spread(dataset.states.shape[1]), _Spread(len(config.commanded))
+    dataset = replace(dataset, actions=for_all_joints(dataset.actions, config))
+    state, actions = RunningStats(dataset.states.shape[1]), RunningStats(len(config.commanded))
     for part in np.array_split(frames, max(1, len(frames) // 4096)):
         state.update(policy_states(dataset.states[part], config))
         chunks, is_pad = dataset.action_chunks(part, config.model.action_horizon)
         actions.update(policy_actions(chunks, dataset.states[part], config)[~is_pad])
-    return NormStats(state.result(), actions.result())
+    return NormStats(_with_spread(state), _with_spread(actions))
 
 
 def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
@@ -173,26 +173,16 @@ def _open_folder(out: str | Path, resume: bool, world: World) -> RunFolder:
     return folder
 
 
-class _Spread:
-    """Statistics of a stream of vectors [n, D] with a smallest spread, so that normalising blows nothing up."""
-
-    def __init__(self, dim: int) -> None:
-        self._stats = RunningStats(dim)
-        self._min, self._max = np.full(dim, np.inf), np.full(dim, -np.inf)
-
-    def update(self, values: NDArray[np.float32]) -> None:
-        self._stats.update(values)
-        self._min, self._max = np.minimum(self._min, values.min(0)), np.maximum(self._max, values.max(0))
-
-    def result(self) -> VectorStats:
-        stats = self._stats.result()
-        assert stats.q01 is not None
-        assert stats.q99 is not None
-        smallest = _MIN_SHARE * (self._max - self._min)
-        seldom = stats.q99 - stats.q01 < smallest  # as of a gripper that is closed in less than 1 % of the frames
-        low, high = _widened(np.where(seldom, self._min, stats.q01), np.where(seldom, self._max, stats.q99))
-        std = np.maximum(stats.std, np.maximum(smallest / 2, _MIN_SPREAD))
-        return VectorStats(stats.mean, std, low, high, *_widened(self._min, self._max))
+def _with_spread(running: RunningStats) -> VectorStats:
+    """The statistics with a smallest spread, so that normalising blows nothing up."""
+    stats, (lowest, highest) = running.result(), running.bounds
+    assert stats.q01 is not None
+    assert stats.q99 is not None
+    smallest = _MIN_SHARE * (highest - lowest)
+    seldom = stats.q99 - stats.q01 < smallest  # as of a gripper that is closed in less than 1 % of the frames
+    low, high = _widened(np.where(seldom, lowest, stats.q01), np.where(seldom, highest, stats.q99))
+    std = np.maximum(stats.std, np.maximum(smallest / 2, _MIN_SPREAD))
+    return VectorStats(stats.mean, std, low, high, *_widened(lowest, highest))
 
 
 def _widened(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
